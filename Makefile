@@ -1,0 +1,31 @@
+# make demo   set up, then the whole job on a small built-in world: render, prepare, train, predict, score
+# make test   set up, then the tests
+# make check  set up, then format, lint and types
+# make setup  the virtual environment alone
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python launch.py
+DEMO := data/demo
+
+.PHONY: setup demo test check
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+demo: setup
+	$(RUN) world --out $(DEMO) --tiles 640 --size 256 --seed 0
+	$(RUN) prepare --data $(DEMO)
+	$(RUN) --cluster debug --encoder tu-resnet10t --recipe demo --data $(DEMO) --run demo
+	$(RUN) predict --run demo --data $(DEMO) --out predictions/demo
+	$(RUN) evaluate --predictions predictions/demo --truth $(DEMO)/test_truth --json runs/demo/score.json
+
+test: setup
+	$(VENV)/bin/python -m pytest -n auto
+
+check: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy agl_core jobs launch.py

@@ -1,0 +1,225 @@
+"""Typed configuration: every key of every verb, with its default and one sentence of documentation.
+
+A key has one name everywhere: `--some-key VALUE` and `some_key=VALUE` on the command line, `some_key: VALUE` in a
+recipe, `config.some_key` in Python. Groups are reached with dots: `stages.pretrain.optimizer.lr=3e-4`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def option(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] = (),
+    identity: bool = True,
+    required: bool = False,
+) -> Any:
+    """A configuration field: its default, its documentation, its valid values.
+
+    `identity` says whether another value makes it another run: keys that only choose where and how fast something
+    runs are not part of a run's identity. `required` keys have no sensible default; the command line asks for them.
+    """
+    metadata = {"help": help, "choices": choices, "identity": identity, "required": required}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def options(config: type[Any] | object) -> Iterator["Field[Any]"]:
+    """The fields of a configuration class, in the order in which `--help` shows them."""
+    yield from fields(config)  # type: ignore[arg-type]
+
+
+@dataclass
+class AugmentConfig:
+    """Chances of the exact operations, each applied with its label rule (see `agl_core.geometry`)."""
+
+    rot90: float = option(0.0, "chance of a rotation by 90, 180 or 270 degrees or none, drawn evenly")
+    flip_horizontal: float = option(0.0, "chance of a horizontal flip")
+    flip_vertical: float = option(0.0, "chance of a vertical flip")
+    transpose: float = option(0.0, "chance of swapping x and y")
+
+
+@dataclass
+class LossConfig:
+    """Weights of the three parts of the loss."""
+
+    agl: float = option(2.0, "weight of the mean squared error of the heights (m^2), known pixels only")
+    direction: float = option(50.0, "weight of the mean squared error of (sin, cos) of the angle")
+    scale: float = option(50.0, "weight of the mean squared error of the scale (pixels per metre)")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with weight decay on matrices only."""
+
+    lr: float = option(1e-4, "peak learning rate")
+    weight_decay: float = option(5e-4, "decay of weights of two or more dimensions; biases and norms have none")
+    clip: float = option(2.0, "largest norm of the gradient; 0 does not clip")
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate as a function of progress; nothing of it is stored in a checkpoint."""
+
+    name: str = option(
+        "cosine",
+        "cosine: one half cosine over the stage, by step; cosine-epochs: cosine annealing once per epoch with a "
+        "fixed half period and no restart (the reference's); constant",
+        choices=("cosine", "cosine-epochs", "constant"),
+    )
+    warmup: float = option(0.0, "share of the stage's steps over which the rate rises from 0")
+    half_period: int = option(25, "cosine-epochs: epochs from the peak to the floor")
+    floor: float = option(1e-6, "lowest learning rate of the cosine")
+
+
+@dataclass
+class StageConfig:
+    """One stage of a recipe: a stretch of training with its own length, data settings, loss and optimiser."""
+
+    length: str = option("1 epoch", "how long to train: 'N epochs' or 'N steps'")
+    start: str = option(
+        "encoder",
+        "initial weights: 'encoder' (see encoder_weights; the rest at random), '<earlier stage>/best', "
+        "'<earlier stage>/last', or the path of a weights file of this project",
+    )
+    crop: int = option(512, "side of the square crop, pixels")
+    batch: int = option(32, "crops per optimiser step over all processes (the global batch)")
+    micro_batch: int = option(8, "crops per forward pass of one process; must divide batch")
+    augment: AugmentConfig = option(AugmentConfig, "augmentation")
+    loss: LossConfig = option(LossConfig, "weights of the loss")
+    optimizer: OptimizerConfig = option(OptimizerConfig, "AdamW")
+    schedule: ScheduleConfig = option(ScheduleConfig, "learning rate schedule")
+    validate_every: str = option("1 epoch", "how often to score the held-out fold: 'N epochs' or 'N steps'")
+
+
+@dataclass
+class ModelConfig:
+    """The network around the encoder."""
+
+    decoder_channels: list[int] = option(
+        lambda: [256, 128, 64, 32, 16], "channels of the five decoder blocks, coarsest first"
+    )
+    use_city: bool = option(True, "condition on the city (one-hot at the bottleneck)")
+    use_gsd: bool = option(True, "condition on the ground sampling distance (at the bottleneck)")
+    pose_dropout: float = option(0.5, "dropout before the pose head's linear layer")
+
+
+@dataclass
+class CheckpointConfig:
+    """When complete states are saved and which are kept."""
+
+    every: str = option("1 epoch", "how often to save: 'N epochs' or 'N steps'", identity=False)
+    keep: int = option(2, "how many of the newest checkpoints of a stage to keep", identity=False)
+
+
+@dataclass
+class TrainConfig:
+    """`python launch.py` without a verb: train a recipe's stages."""
+
+    run: str = option(
+        "", "name of the run, a folder below runs; default: <recipe>-<encoder>-fold<fold>", identity=False
+    )
+    runs: str = option("runs", "folder of all runs", identity=False)
+    cluster: str = option(
+        "debug", "where to run: a name from cluster_configs/ or the path of a YAML file", identity=False
+    )
+    recipe: str = option("kbrodt", "what to train: a name from agl_core/recipes/ or the path of a YAML file")
+    data: str = option("", "folder of the data set (geopose_train.csv, metadata.csv, train/)", identity=False)
+    store: str = option("", "folder of the prepared store; default: <data>/store", identity=False)
+    unit: str = option(
+        "cm", "unit of the data set's files, for preparing a store that is missing", choices=("cm", "m"), identity=False
+    )
+    dry_run: bool = option(False, "show what would be run or submitted, and stop", identity=False)
+    encoder: str = option("efficientnet-b7", "any encoder of segmentation-models-pytorch, or tu-NAME for timm's")
+    encoder_weights: str = option("imagenet", "imagenet, none, or the path of a safetensors file of the encoder")
+    seed: int = option(314159, "seed of the folds, the sample order, the crops and the initial weights")
+    fold: int = option(0, "held-out fold for validation; -1 trains on everything")
+    folds: int = option(40, "number of folds")
+    fold_by: str = option(
+        "city",
+        "city: every fold has every city's share (the reference's); place: a place is in one fold only",
+        choices=("city", "place"),
+    )
+    precision: str = option(
+        "auto",
+        "auto: float16 with a gradient scaler on GPUs before Ampere, bfloat16 from there on, float32 on CPU",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    channels_last: bool = option(True, "memory layout that convolutions like best")
+    workers: int | None = option(None, "data loading processes per rank; default: the cluster's", identity=False)
+    threads: int | None = option(
+        None,
+        "CPU threads per rank; on CPU another number gives other last bits; default: the cluster's",
+        identity=False,
+    )
+    log_every: int = option(10, "optimiser steps between two lines of events.jsonl and TensorBoard", identity=False)
+    max_agl: dict[str, float] = option(
+        lambda: {"default": 200.0, "ARG": 100.0}, "highest AGL written, metres, by city (default: all others)"
+    )
+    model: ModelConfig = option(ModelConfig, "the network")
+    checkpoint: CheckpointConfig = option(CheckpointConfig, "checkpoints")
+    stages: dict[str, StageConfig] = option(dict, "the stages, in order, by name (given by the recipe)")
+
+
+@dataclass
+class WorldConfig:
+    """`python launch.py world`: render the built-in data set."""
+
+    out: str = option("", "folder to write the data set to", required=True)
+    tiles: int = option(64, "number of tiles, train and test together")
+    size: int = option(256, "side of a tile, pixels")
+    seed: int = option(0, "seed of the world: another seed is another world of the same kind")
+    cities: int = option(3, "number of cities, each of its own style and gsd")
+    views: int = option(3, "views (tiles) per place")
+    test_share: float = option(0.2, "share of the places held out for testing")
+    format: str = option("tif", "format of the RGB images", choices=("tif", "j2k"))
+    unit: str = option("cm", "cm: AGL in uint16 centimetres; m: float32 metres", choices=("cm", "m"))
+    workers: int | None = option(None, "rendering processes; default: one per core")
+
+
+@dataclass
+class PrepareConfig:
+    """`python launch.py prepare`: build the LMDB store from a data set's files."""
+
+    data: str = option("", "folder of the data set (geopose_train.csv, metadata.csv, train/)", required=True)
+    store: str = option("", "folder to write the store to; default: <data>/store")
+    unit: str = option("cm", "unit of the data set's AGL and VFLOW files", choices=("cm", "m"))
+    workers: int | None = option(None, "decoding processes; default: one per core")
+
+
+@dataclass
+class PredictConfig:
+    """`python launch.py predict`: write AGL and VFLOW for every image of a split."""
+
+    run: str = option("", "name of the run whose weights to use", required=True)
+    runs: str = option("runs", "folder of all runs")
+    weights: str = option("best", "best, last, <stage>/best, <stage>/last, or the path of a weights file")
+    data: str = option("", "folder of the data set", required=True)
+    split: str = option(
+        "test", "which images: those of geopose_test.csv or of geopose_train.csv", choices=("test", "train")
+    )
+    out: str = option("", "folder to write the predictions to", required=True)
+    unit: str = option("cm", "cm: uint16 centimetres and px/cm; m: float32 metres and px/m", choices=("cm", "m"))
+    window: int = option(0, "predict in overlapping windows of this side, pixels; 0: whole images")
+    overlap: int = option(128, "overlap of neighbouring windows, pixels")
+    precision: str = option("auto", "as in training", choices=("auto", "float32", "float16", "bfloat16"))
+    threads: int | None = option(None, "CPU threads; default: all cores")
+
+
+@dataclass
+class EvaluateConfig:
+    """`python launch.py evaluate`: the official score of predictions on disk."""
+
+    predictions: str = option("", "folder of the predictions (<id>_AGL.tif, <id>_VFLOW.json)", required=True)
+    truth: str = option("", "folder of the truth (<id>_AGL.tif, <id>_VFLOW.json)", required=True)
+    metadata: str = option(
+        "", "CSV file with id, city and gsd; default: metadata.csv in the truth's folder or above it"
+    )
+    unit: str = option("cm", "unit of both folders' files", choices=("cm", "m"))
+    json: str = option("", "also write the score to this JSON file")

@@ -1,0 +1,1 @@
+"""From files to batches: tiles, catalogue, store, sample order, the built-in world."""

@@ -1,0 +1,1 @@
+"""Recipes: YAML files on top of `agl_core.config.TrainConfig`, each value with its source."""

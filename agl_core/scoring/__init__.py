@@ -1,0 +1,1 @@
+"""The official score: five exact sums per image, and what is made of them."""
