@@ -1,0 +1,165 @@
+"""How the store lays tiles out in its LMDB, and how a process opens that file.
+
+Layout, version 1 (all keys are bytes in sorted order):
+
+    meta                          JSON: format, version, subtile, codec, and entries: null until the store is sealed
+    done/<id>                     JSON: entry and provenance of a tile that is complete
+    tile/<id> 0 <row> <column> a  raw uint16 centimetres (h, w); row and column count sub-tiles, two bytes big-endian
+    tile/<id> 0 <row> <column> r  raw uint8 RGB (h, w, 3)
+"""
+
+import fcntl
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import lmdb
+
+from agl_core.errors import UserError
+
+FORMAT = "agl-store"
+VERSION = 1
+SUBTILE = 256
+CODEC = "raw"
+META_KEY = b"meta"
+DONE_PREFIX = b"done/"
+AGL_KIND, RGB_KIND = b"a", b"r"
+
+
+@dataclass(frozen=True)
+class StoreEntry:
+    """One tile of the store: `gsd` in metres per pixel, size in pixels, `scale` in px/m and `angle` in radians.
+
+    `scale` and `angle` are None for nadir images with heights but without pose, `place` where it is not known.
+    """
+
+    id: str
+    city: str
+    gsd: float
+    height: int
+    width: int
+    scale: float | None = None
+    angle: float | None = None
+    place: str | None = None
+
+
+def done_key(tile: str) -> bytes:
+    """Where the record of a complete tile is."""
+    return DONE_PREFIX + tile.encode()
+
+
+def tile_prefix(tile: str) -> bytes:
+    """What the keys of all sub-tiles of a tile begin with."""
+    return b"tile/" + tile.encode() + b"\0"
+
+
+def subtile_key(tile: str, row: int, column: int, kind: bytes) -> bytes:
+    """Where a sub-tile is; `kind` is `AGL_KIND` or `RGB_KIND`."""
+    return tile_prefix(tile) + struct.pack(">HH", row, column) + kind
+
+
+def read_meta(path: Path, environment: lmdb.Environment) -> dict[str, Any] | None:
+    """The `meta` record, None in an empty database; of another format or version: `UserError`."""
+    with environment.begin() as transaction:
+        raw = transaction.get(META_KEY)
+        empty = transaction.stat()["entries"] == 0
+    if raw is None and empty:
+        return None
+    meta = json.loads(raw) if raw is not None else {}
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise UserError(f"{path} holds another program's database: choose another folder with --store")
+    if meta.get("version") != VERSION:
+        raise UserError(
+            f"store {path} has version {meta.get('version')}, this program reads version {VERSION}: "
+            "run prepare again with --store and a new folder"
+        )
+    return meta
+
+
+def open_file(path: Path, **options: Any) -> lmdb.Environment:
+    """Open the LMDB in the folder `path`; what LMDB cannot open is a `UserError`."""
+    try:
+        return lmdb.open(os.fspath(path), **options)
+    except lmdb.Error as error:
+        raise UserError(
+            f"store {path} cannot be opened ({error}): delete the folder and run prepare again, or choose another"
+        ) from None
+
+
+@contextmanager
+def writing_lock(path: Path) -> Iterator[None]:
+    """Be the only process that writes the store in the folder `path`; a second one gets a `UserError`."""
+    with (path / "writer.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing the store {path}: wait until it ends") from None
+        except OSError as error:
+            raise UserError(
+                f"the store {path} cannot be locked ({error.strerror}): choose a local disk with --store"
+            ) from None
+        yield
+
+
+class Mapping:
+    """The file mapped into this process: LMDB allows it once per process, so that all `Store` objects share it."""
+
+    def __init__(self, path: Path) -> None:
+        self._process = os.getpid()
+        self._closed = False
+        self.environment = open_file(
+            path, readonly=True, lock=False, readahead=False, meminit=False, max_spare_txns=8, create=False
+        )
+
+    def usable(self) -> bool:
+        """Not in a forked child: the map was made by its parent."""
+        return self._process == os.getpid() and not self._closed
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._closed = True
+        self.environment.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "environment"):
+            self.environment.close()
+
+
+_mappings: "WeakValueDictionary[str, Mapping]" = WeakValueDictionary()
+_mappings_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    # Another thread of the parent may have held it at the fork; nobody would ever release it here.
+    global _mappings_lock
+    _mappings_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+def shared_mapping(path: Path) -> Mapping:
+    """The mapping of the store in the folder `path` in this process, made when there is none."""
+    key = os.path.realpath(path)
+    with _mappings_lock:
+        mapping = _mappings.get(key)
+        if mapping is None or not mapping.usable():
+            if mapping is not None:
+                mapping.close()  # inherited through a fork: this closes the child's copy only
+            mapping = _mappings[key] = Mapping(path)
+        return mapping
+
+
+def release(path: Path) -> None:
+    """Unmap a store in this process before it is written here; `Store` objects map it again when they read."""
+    with _mappings_lock:
+        mapping = _mappings.pop(os.path.realpath(path), None)
+        if mapping is not None:
+            mapping.close()
