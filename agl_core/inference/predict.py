@@ -1,0 +1,160 @@
+"""The verb `predict`: a run's weights, a split's images, a folder of predictions."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from agl_core.config import PredictConfig, TrainConfig
+from agl_core.data.catalog import TileRecord, read_catalog
+from agl_core.data.tiles import UNITS, read_rgb
+from agl_core.errors import UserError, valid_choice
+from agl_core.files import writable_folder
+from agl_core.inference.predictor import NotFiniteError, Prediction, Predictor, city_index
+from agl_core.inference.writer import PredictionWriter
+from agl_core.model.precision import DTYPES
+from agl_core.model.weights import load_weights
+from agl_core.reporting.progress import Progress
+
+_READ_AHEAD = 2  # images per reading thread
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file, and how to call it when talking to the user."""
+
+    path: Path
+    name: str
+
+
+def predict(config: PredictConfig) -> None:
+    """Write `<id>_AGL.tif` and `<id>_VFLOW.json` to `config.out` for every image of a split.
+
+    Everything that can be wrong is checked before the first image is predicted, except the inside of the images.
+    Where something fails later, every image is either complete or without its VFLOW file, also if the folder held
+    predictions before.
+
+    Raises:
+        UserError: no such run, weights or data, a city that the model does not know, an image that cannot be read, a
+            folder that cannot be written to, or weights that answer with NaN.
+    """
+    valid_choice("unit", config.unit, list(UNITS))
+    valid_choice("split", config.split, ["test", "train"])
+    valid_choice("precision", config.precision, ["auto", *DTYPES])
+    if config.threads is not None and config.threads < 1:
+        raise UserError(f"threads is {config.threads}: give at least 1, or leave it out for all cores")
+    weights = find_weights(Path(config.runs), config.run, config.weights)
+    records = read_catalog(Path(config.data), config.split)
+    model, metadata = load_weights(weights.path)
+    for city in sorted({record.city for record in records}):
+        city_index(model, city)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    predictor = Predictor(model, max_agl(metadata), config.window, config.overlap, config.precision, device)
+    writer = PredictionWriter(writable_folder(Path(config.out), "--out"), config.unit)
+    writer.clear(record.id for record in records)
+    with _cpu_threads(config.threads):
+        _predict_all(records, predictor, writer)
+    print(f"{len(records)} images of {config.data} ({config.split}) predicted with {weights.name} -> {config.out}")
+
+
+def find_weights(runs: Path, run: str, weights: str) -> Weights:
+    """The file that `weights` means: best, last, <stage>/best, <stage>/last, or a path ending in .safetensors.
+
+    Without a stage it is the last stage of the run that has weights.
+    """
+    if weights.endswith(".safetensors"):
+        if not Path(weights).is_file():
+            raise UserError(f"weights {weights} do not exist: give an existing file with --weights")
+        return Weights(Path(weights), weights)
+    if not run or not (runs / run / "config.yaml").is_file():
+        known = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
+        raise UserError(f"there is no run {run!r} in {runs}: it has {', '.join(known) or 'none'}")
+    stages = _stages(runs / run / "config.yaml")
+    stage, _, which = weights.rpartition("/")
+    valid_choice("weights", which, ["best", "last"])
+    asked = [valid_choice("stage", stage, stages)] if stage else stages
+    for name in reversed(asked):
+        path = runs / run / "weights" / name / f"{which}.safetensors"
+        if path.is_file():
+            unfinished = asked[asked.index(name) + 1 :]
+            remark = f" ({', '.join(unfinished)} has none yet)" if unfinished else ""
+            return Weights(path, f"{run}, {name}/{which}{remark}")
+    have = sorted(str(path.relative_to(runs / run)) for path in (runs / run / "weights").glob("*/*.safetensors"))
+    raise UserError(f"run {run!r} has no weights {weights!r} yet: it has {', '.join(have) or 'none'}")
+
+
+def max_agl(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """Highest height by city, metres, as the weights were trained with; the default of training where not recorded."""
+    recorded = metadata.get("config", {}).get("max_agl")
+    return dict(recorded) if recorded else TrainConfig().max_agl
+
+
+def _stages(path: Path) -> list[str]:
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): is it a run of this project?") from None
+    stages = config.get("stages") if isinstance(config, DictConfig) else None
+    if not stages:
+        raise UserError(f"{path} has no stages: is it a run of this project?")
+    return [str(stage) for stage in stages]
+
+
+def _predict_all(records: Sequence[TileRecord], predictor: Predictor, writer: PredictionWriter) -> None:
+    # Decoding JPEG 2000 takes longer than a forward pass on a GPU; on CPU the cores belong to the network.
+    readers = 4 if predictor.device.type == "cuda" else 1
+    with (
+        Progress("predict", total=len(records), unit="images") as progress,
+        ThreadPoolExecutor(1) as writing,
+    ):
+        written: deque[Future[None]] = deque()
+        for record, rgb in _read_ahead(records, readers):
+            written.append(writing.submit(writer.write, record.id, _predict_one(predictor, record, rgb)))
+            if len(written) > _READ_AHEAD:
+                written.popleft().result()
+                progress.advance()
+        for future in written:
+            future.result()
+            progress.advance()
+
+
+def _predict_one(predictor: Predictor, record: TileRecord, rgb: NDArray[np.uint8]) -> Prediction:
+    try:
+        return predictor.predict(rgb, record.city, record.gsd)
+    except NotFiniteError as error:
+        raise UserError(f"image {record.id}: {error}") from None
+
+
+def _read_ahead(records: Sequence[TileRecord], threads: int) -> Iterator[tuple[TileRecord, NDArray[np.uint8]]]:
+    """The images in order, each decoded while those before it are in use; a bounded number is in memory."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = iter(records)
+        ahead = deque((record, pool.submit(read_rgb, record.rgb)) for record in islice(waiting, threads * _READ_AHEAD))
+        while ahead:
+            record, future = ahead.popleft()
+            rgb = future.result()
+            ahead.extend((following, pool.submit(read_rgb, following.rgb)) for following in islice(waiting, 1))
+            yield record, rgb
+
+
+@contextmanager
+def _cpu_threads(threads: int | None) -> Iterator[None]:
+    """Compute with that many CPU threads, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads if threads is not None else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,238 @@
+"""The verb `predict`: a run's weights and a split's images become files that `evaluate` accepts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agl_core.config import EvaluateConfig, PredictConfig
+from agl_core.data.tiles import read_agl, read_rgb, read_vflow, write_agl, write_rgb, write_vflow
+from agl_core.errors import UserError
+from agl_core.geometry import Pose
+from agl_core.inference import predict as predict_module
+from agl_core.inference.predict import find_weights, max_agl, predict
+from agl_core.inference.predictor import Predictor
+from agl_core.scoring.evaluate import evaluate
+from agl_core.scoring.score import ImageResult, score
+from agl_core.scoring.sums import image_sums
+from tests.inference.fakes import AnswerNet, PointwiseNet, SurroundingsNet
+
+IDS = ["A_c", "A_a", "B_b"]
+
+
+def write_run(runs, name="first", stages=("pretrain", "finetune"), weights=("pretrain/best", "pretrain/last")):
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("stages:\n" + "".join(f"  {stage}: {{crop: 64}}\n" for stage in stages))
+    for file in weights:
+        path = folder / "weights" / f"{file}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(file)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run and a data set of three test images of different sizes, with truth."""
+    rng = np.random.default_rng(0)
+    write_run(tmp_path / "runs")
+    data = tmp_path / "data"
+    for folder in ("test", "test_truth"):
+        (data / folder).mkdir(parents=True)
+    for i, image in enumerate(IDS):
+        rgb = rng.integers(0, 250, (40 + i, 70, 3)).astype(np.uint8)
+        write_rgb(data / "test" / f"{image}_RGB.tif", rgb)
+        truth = rgb[..., 0].astype(np.uint16) * 10
+        truth[:3] = 65535
+        write_agl(data / "test_truth" / f"{image}_AGL.tif", truth, "cm")
+        write_vflow(data / "test_truth" / f"{image}_VFLOW.json", Pose(0.7, 1.0), "cm")
+    (data / "geopose_test.csv").write_text("id,rgb\n" + "".join(f"{image},{image}_RGB.tif\n" for image in IDS))
+    (data / "metadata.csv").write_text("id,city,gsd\n" + "".join(f"{image},{image[0]},0.5\n" for image in IDS))
+    return PredictConfig(run="first", runs=str(tmp_path / "runs"), data=str(data), out=str(tmp_path / "out"))
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Lets `predict` load the given model instead of weights; returns the paths it was asked for."""
+    asked = []
+
+    def use(model, metadata=None):
+        def load_weights(path):
+            asked.append(path)
+            return model, metadata if metadata is not None else {"config": {"max_agl": {"default": 200.0}}}
+
+        monkeypatch.setattr(predict_module, "load_weights", load_weights)
+        return asked
+
+    return use
+
+
+def written(config):
+    return sorted(path.name for path in Path(config.out).iterdir())
+
+
+def test_every_image_of_the_split_becomes_two_files(config, load, capsys):
+    asked = load(PointwiseNet())
+    predict(config)
+    assert written(config) == sorted(f"{image}_{kind}" for image in IDS for kind in ("AGL.tif", "VFLOW.json"))
+    out, data = Path(config.out), Path(config.data)
+    for image in IDS:
+        rgb = read_rgb(data / "test" / f"{image}_RGB.tif")
+        np.testing.assert_array_equal(read_agl(out / f"{image}_AGL.tif", "cm"), np.rint(rgb.mean(2) * 10))
+        assert read_vflow(out / f"{image}_VFLOW.json", "cm").scale == pytest.approx(0.5)
+    assert [path.parent.name for path in asked] == ["pretrain"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("3 images")
+    assert "first, pretrain/best (finetune has none yet)" in last
+    assert last.endswith(config.out)
+
+
+def test_the_score_from_disk_is_the_score_in_memory(config, load, tmp_path):
+    model = SurroundingsNet()
+    load(model)
+    predict(config)
+    truth = tmp_path / "data" / "test_truth"
+    from_disk = evaluate(EvaluateConfig(predictions=config.out, truth=str(truth)))
+    predictor = Predictor(model, {"default": 200.0})
+    results = []
+    for image in IDS:
+        prediction = predictor.predict(read_rgb(tmp_path / "data" / "test" / f"{image}_RGB.tif"), image[0], 0.5)
+        sums = image_sums(read_agl(truth / f"{image}_AGL.tif", "cm"), prediction.agl_cm)
+        true = read_vflow(truth / f"{image}_VFLOW.json", "cm")
+        results.append(ImageResult(image, image[0], sums, true, prediction.pose))
+    assert score(results).score == pytest.approx(from_disk.score, abs=1e-12)
+
+
+def test_windows_threads_and_metres_are_options(config, load, tmp_path):
+    threads = []
+
+    class CountingNet(PointwiseNet):
+        def forward(self, image, city, gsd):
+            threads.append(torch.get_num_threads())
+            return super().forward(image, city, gsd)
+
+    model = CountingNet()
+    load(model)
+    before = torch.get_num_threads()
+    config.window, config.overlap, config.unit, config.threads = 64, 32, "m", before + 1
+    predict(config)
+    assert {shape for shape, *_ in model.seen} == {(64, 64)}
+    assert set(threads) == {before + 1}
+    rgb = read_rgb(tmp_path / "data" / "test" / "A_a_RGB.tif")
+    np.testing.assert_array_equal(read_agl(tmp_path / "out" / "A_a_AGL.tif", "m"), np.rint(rgb.mean(2) * 10))
+    assert torch.get_num_threads() == before
+
+
+def test_heights_end_where_the_weights_say(config, load, tmp_path):
+    load(AnswerNet(150.0), {"config": {"max_agl": {"default": 90.0, "B": 40.0}}})
+    predict(config)
+    highest = {image: read_agl(tmp_path / "out" / f"{image}_AGL.tif", "cm").max() for image in IDS}
+    assert highest == {"A_a": 9000, "A_c": 9000, "B_b": 4000}
+    assert max_agl({})["default"] == 200.0
+
+
+def test_a_city_that_the_model_does_not_know_is_refused_before_any_work(config, load, tmp_path):
+    model = PointwiseNet(cities=("A",))
+    load(model)
+    with pytest.raises(UserError, match="does not know city 'B'"):
+        predict(config)
+    assert model.seen == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named_and_its_earlier_prediction_is_void(config, load, tmp_path):
+    load(PointwiseNet())
+    predict(config)
+    (tmp_path / "data" / "test" / "A_c_RGB.tif").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"A_c_RGB.tif cannot be read"):
+        predict(config)
+    names = written(config)
+    assert "A_a_VFLOW.json" in names
+    assert "A_c_VFLOW.json" not in names
+    with pytest.raises(UserError, match=r"A_c_VFLOW.json does not exist"):
+        evaluate(EvaluateConfig(predictions=config.out, truth=str(tmp_path / "data" / "test_truth")))
+
+
+def test_an_answer_that_is_not_a_number_names_the_image(config, load, tmp_path):
+    load(AnswerNet(float("nan")))
+    with pytest.raises(UserError, match=r"image A_a: .*not finite"):
+        predict(config)
+    assert written(config) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_image(config, load, tmp_path):
+    model = PointwiseNet()
+    load(model)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="--out"):
+        predict(config)
+    assert model.seen == []
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"threads": 0}, "threads is 0"),
+        ({"unit": "km"}, "choose one of cm, m"),
+        ({"split": "val"}, "choose one of test, train"),
+        ({"window": 50}, "multiple of 32"),
+        ({"precision": "int8"}, "choose one of auto, float32"),
+        ({"data": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_nothing_written(config, load, tmp_path, change, answer):
+    load(PointwiseNet())
+    for key, value in change.items():
+        setattr(config, key, value)
+    with pytest.raises(UserError, match=answer):
+        predict(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_best_and_last_are_those_of_the_last_stage_that_has_them(tmp_path):
+    write_run(tmp_path, weights=["pretrain/best", "finetune/last"])
+    write_run(tmp_path, "done", weights=["pretrain/best", "finetune/best"])
+    assert find_weights(tmp_path, "first", "best").path.read_text() == "pretrain/best"
+    assert find_weights(tmp_path, "first", "last").path.read_text() == "finetune/last"
+    assert find_weights(tmp_path, "done", "best").path.read_text() == "finetune/best"
+    assert "yet" not in find_weights(tmp_path, "done", "best").name
+    assert find_weights(tmp_path, "done", "pretrain/best").path.read_text() == "pretrain/best"
+
+
+def test_stages_count_in_the_order_of_the_configuration(tmp_path):
+    write_run(tmp_path, stages=("z", "a"), weights=["a/best", "z/best"])
+    assert find_weights(tmp_path, "first", "best").path.read_text() == "a/best"
+
+
+def test_a_path_is_used_as_it_is_without_a_run(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    with pytest.raises(UserError, match=r"mine.safetensors do not exist"):
+        find_weights(tmp_path, "", str(path))
+    path.write_text("")
+    assert find_weights(tmp_path, "", str(path)).path == path
+
+
+@pytest.mark.parametrize(
+    ("run", "weights", "answer"),
+    [
+        ("second", "best", "no run 'second' in .*: it has first, other"),
+        ("", "best", "it has first, other"),
+        ("first", "newest", "choose one of best, last"),
+        ("first", "warmup/best", "choose one of pretrain, finetune"),
+        ("first", "finetune/best", "no weights 'finetune/best' yet: it has weights/pretrain/best.safetensors"),
+        ("other", "best", "it has none"),
+    ],
+)
+def test_what_is_not_there_is_answered_with_what_is(tmp_path, run, weights, answer):
+    write_run(tmp_path)
+    write_run(tmp_path, "other", weights=[])
+    with pytest.raises(UserError, match=answer):
+        find_weights(tmp_path, run, weights)
+
+
+@pytest.mark.parametrize("content", ["stages: [", "seed: 1", "- a list"])
+def test_a_damaged_configuration_of_a_run_is_named(tmp_path, content):
+    write_run(tmp_path)
+    (tmp_path / "first" / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config.yaml"):
+        find_weights(tmp_path, "first", "best")

@@ -1,0 +1,199 @@
+"""One image in, heights and pose of the same image out, whatever its size."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from agl_core.config import ModelConfig
+from agl_core.errors import UserError
+from agl_core.inference.predictor import NotFiniteError, Predictor
+from agl_core.model.network import GeoposeNet
+from tests.inference.fakes import AnswerNet, PointwiseNet, SurroundingsNet
+
+HIGH = {"default": 200.0, "B": 10.0}
+
+
+def photo(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def expected_cm(rgb):
+    return np.rint(rgb.astype(np.float64).mean(2) * 10)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 95), (1, 1), (5, 200), (100, 32)])
+def test_an_image_of_any_size_keeps_its_pixels_where_they_are(size):
+    rgb = photo(*size)
+    model = PointwiseNet()
+    prediction = Predictor(model, HIGH).predict(rgb, "A", 0.5)
+    assert prediction.agl_cm.dtype == np.uint16
+    np.testing.assert_array_equal(prediction.agl_cm, expected_cm(rgb))
+    assert model.seen == [(tuple(-(-side // 32) * 32 for side in size), [0], [0.5])]
+
+
+@pytest.mark.parametrize("size", [(150, 210), (64, 64), (20, 300), (65, 64), (1, 1)])
+@pytest.mark.parametrize(("window", "overlap"), [(64, 16), (64, 0), (96, 95), (32, 31), (1024, 128)])
+def test_windows_and_the_whole_image_agree_for_a_model_that_looks_at_single_pixels(size, window, overlap):
+    if window - overlap == 1 and size != (65, 64):
+        size = (size[0] % 40 + 1, size[1] % 50 + 1)  # a window for every pixel: keep it small
+    rgb = photo(*size)
+    whole = Predictor(PointwiseNet(), HIGH).predict(rgb, "A", 0.5)
+    windows = Predictor(PointwiseNet(), HIGH, window, overlap).predict(rgb, "A", 0.5)
+    np.testing.assert_array_equal(windows.agl_cm, whole.agl_cm)
+    assert windows.pose.scale == pytest.approx(whole.pose.scale)
+    assert windows.pose.angle == pytest.approx(whole.pose.angle)
+
+
+def test_windows_see_no_more_than_they_must_and_blend_without_seams():
+    rgb = np.full((160, 224, 3), 200, np.uint8)
+    model = SurroundingsNet()
+    blended = Predictor(model, HIGH, 64, 32).predict(rgb, "A", 0.5).agl_cm
+    assert {shape for shape, *_ in model.seen} == {(64, 64)}
+    # Each window is wrong along its edges (the dark beyond it), where its weight is small.
+    inner = blended[2:-2, 2:-2].astype(int)
+    assert 0 <= 2000 - inner.min() < 100
+    pasted = Predictor(model, HIGH, 64, 0).predict(rgb, "A", 0.5).agl_cm[2:-2, 2:-2].astype(int)
+    assert 2000 - pasted.min() > 500
+
+
+def test_the_pose_of_windows_is_the_mean_scale_and_the_direction_of_the_mean_unit_vector():
+    class TurningNet(PointwiseNet):
+        """Two windows: scale 1 along x with a long vector, scale 2 along y with a short one."""
+
+        def forward(self, image, city, gsd):
+            agl, _ = super().forward(image, city, gsd)
+            pose = [1.0, 100.0, 0.0] if len(self.seen) == 1 else [2.0, 0.0, 0.01]
+            return agl, torch.tensor([pose])
+
+    pose = Predictor(TurningNet(), HIGH, 64, 16).predict(photo(64, 100), "A", 0.5).pose
+    assert pose.scale == pytest.approx(1.5)
+    assert pose.angle == pytest.approx(math.pi / 4)
+
+
+def test_what_was_predicted_before_changes_nothing():
+    rgb, other = photo(70, 90), photo(90, 70, seed=1)
+    predictor = Predictor(SurroundingsNet(), HIGH, 64, 16)
+    first = predictor.predict(rgb, "A", 0.5)
+    predictor.predict(other, "B", 0.3)
+    again = predictor.predict(rgb, "A", 0.5)
+    np.testing.assert_array_equal(first.agl_cm, again.agl_cm)
+    assert first.pose == again.pose
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_read_only_view_is_predicted_like_a_copy_and_left_as_it_is():
+    rgb = photo(64, 64)
+    frozen = np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.shape)
+    for image in (frozen, frozen[:, ::-1]):
+        np.testing.assert_array_equal(Predictor(PointwiseNet(), HIGH).predict(image, "A", 1).agl_cm, expected_cm(image))
+
+
+@pytest.mark.parametrize(
+    ("height", "city", "cm"),
+    [(-3.0, "A", 0), (12.344, "A", 1234), (12.346, "A", 1235), (500.0, "A", 20000), (12.0, "B", 1000)],
+)
+def test_heights_are_clipped_to_their_city_and_rounded_to_centimetres(height, city, cm):
+    assert (Predictor(AnswerNet(height), HIGH).predict(photo(8, 8), city, 0.5).agl_cm == cm).all()
+
+
+def test_no_height_is_ever_written_as_unknown():
+    predictor = Predictor(AnswerNet(1e9), {"default": 1e9})
+    assert (predictor.predict(photo(8, 8), "A", 0.5).agl_cm == 65534).all()
+
+
+@pytest.mark.parametrize(
+    ("raw", "scale", "angle"),
+    [
+        ((0.5, 0.6, 0.8), 0.5, math.atan2(0.6, 0.8)),
+        ((-0.5, 0.0, -3.0), 0.0, math.pi),
+        ((1.0, -0.1, 0.1), 1.0, 1.75 * math.pi),
+        ((1.0, 0.0, 0.0), 1.0, 0.0),
+    ],
+)
+def test_the_pose_has_no_negative_scale_and_an_angle_within_one_turn(raw, scale, angle):
+    pose = Predictor(PointwiseNet(pose=raw), HIGH).predict(photo(8, 8), "A", 0.5).pose
+    assert pose.scale == pytest.approx(scale)
+    assert pose.angle == pytest.approx(angle)
+
+
+def test_the_city_reaches_the_model_by_its_place_in_the_list():
+    model = PointwiseNet(cities=("X", "Y", "Z"))
+    Predictor(model, HIGH).predict(photo(8, 8), "Z", 0.25)
+    assert model.seen[-1][1:] == ([2], [0.25])
+
+
+def test_an_unknown_city_is_refused_unless_the_model_does_not_look_at_it():
+    with pytest.raises(UserError, match="does not know city 'C': it was trained on A, B"):
+        Predictor(PointwiseNet(), HIGH).predict(photo(8, 8), "C", 0.5)
+    model = PointwiseNet(use_city=False)
+    Predictor(model, HIGH).predict(photo(8, 8), "C", 0.5)
+    assert model.seen[-1][1] == [0]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("window", [0, 32])
+def test_an_answer_that_is_not_finite_is_an_error_and_never_a_zero(broken, window):
+    with pytest.raises(NotFiniteError, match="not finite"):
+        Predictor(AnswerNet(broken), HIGH, window, 0).predict(photo(40, 40), "A", 0.5)
+    with pytest.raises(NotFiniteError, match="not finite"):
+        Predictor(PointwiseNet(pose=(1.0, broken, 0.0)), HIGH, window, 0).predict(photo(40, 40), "A", 0.5)
+
+
+def test_dropout_is_off_while_predicting_and_every_module_gets_its_mode_back():
+    rgb = photo(32, 32)
+    model = PointwiseNet()
+    model.train()
+    model.dropout.eval()  # a module frozen on its own stays frozen
+    predictor = Predictor(model, HIGH)
+    predictor.predict(rgb, "A", 0.5)
+    assert model.training
+    assert not model.dropout.training
+    model.dropout.train()
+    np.testing.assert_array_equal(predictor.predict(rgb, "A", 0.5).agl_cm, expected_cm(rgb))
+    assert model.dropout.training
+    with pytest.raises(NotFiniteError):
+        Predictor(AnswerNet(math.nan).train(), HIGH).predict(rgb, "A", 0.5)
+    assert model.training
+
+
+def test_the_precision_is_that_of_the_device_unless_named():
+    assert Predictor(PointwiseNet(), HIGH).precision.name == "float32"
+
+    class LinearNet(PointwiseNet):
+        def forward(self, image, city, gsd):
+            self.dtype = torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype
+            return super().forward(image, city, gsd)
+
+    model = LinearNet()
+    Predictor(model, HIGH, precision="bfloat16").predict(photo(8, 8), "A", 0.5)
+    assert model.dtype == torch.bfloat16
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        Predictor(model, HIGH, precision="float16")
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(48, 0), (-32, 0), (16, 0), (64, 64), (64, -1)])
+def test_windows_that_cannot_be_are_refused(window, overlap):
+    with pytest.raises(UserError, match="give"):
+        Predictor(PointwiseNet(), HIGH, window, overlap)
+
+
+def test_a_city_without_a_highest_height_is_refused_with_the_key_to_add():
+    with pytest.raises(UserError, match=r"max_agl.default"):
+        Predictor(PointwiseNet(), {"B": 10.0}).predict(photo(8, 8), "A", 0.5)
+
+
+def test_what_is_not_an_rgb_image_is_a_defect_of_the_caller():
+    for wrong in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((0, 8, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8"):
+            Predictor(PointwiseNet(), HIGH).predict(wrong, "A", 0.5)
+
+
+def test_the_real_network_predicts_an_odd_size_whole_and_in_windows():
+    torch.manual_seed(0)
+    model = GeoposeNet("tu-resnet10t", ["A", "B"], ModelConfig(decoder_channels=[16, 8, 8, 8, 8]))
+    for window in (0, 64):
+        prediction = Predictor(model, HIGH, window, 16).predict(photo(75, 101), "B", 0.5)
+        assert prediction.agl_cm.shape == (75, 101)
+        assert prediction.agl_cm.max() <= 1000

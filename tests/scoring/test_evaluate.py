@@ -1,0 +1,220 @@
+"""Predictions on disk are scored as they are, or refused with everything that is wrong with them."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from agl_core.config import EvaluateConfig
+from agl_core.data.tiles import write_agl, write_vflow
+from agl_core.errors import UserError
+from agl_core.geometry import Pose
+from agl_core.scoring.evaluate import evaluate
+from tests.scoring.test_score import random_image
+from tests.scoring.two_pass import official_score
+
+
+def write_pair(folder, image, agl_cm, pose, unit="cm"):
+    folder.mkdir(exist_ok=True, parents=True)
+    write_agl(folder / f"{image}_AGL.tif", agl_cm, unit)
+    if pose is not None:
+        write_vflow(folder / f"{image}_VFLOW.json", pose, unit)
+
+
+def write_images(folder, images, unit="cm"):
+    """`images`: id -> (truth, predicted, true pose, predicted pose). Returns the configuration that scores them."""
+    for image, (truth, predicted, true, pose) in images.items():
+        write_pair(folder / "test_truth", image, truth, true, unit)
+        write_pair(folder / "predicted", image, predicted, pose, unit)
+    (folder / "metadata.csv").write_text("id,city,gsd\n" + "".join(f"{name},{name[:2]},0.5\n" for name in images))
+    return EvaluateConfig(
+        predictions=str(folder / "predicted"),
+        truth=str(folder / "test_truth"),
+        unit=unit,
+        json=str(folder / "out" / "score.json"),
+    )
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(7)
+    return {f"{city}x{i}": random_image(rng, size=(20 + 3 * i, 31)) for city in ("AA", "BB") for i in range(3)}
+
+
+@pytest.mark.parametrize("unit", ["cm", "m"])
+def test_the_score_on_disk_is_the_official_one_in_either_unit(tmp_path, images, unit):
+    config = write_images(tmp_path, images, unit)
+    reached = evaluate(config)
+    expected = official_score(
+        {city: [image for name, image in images.items() if name.startswith(city)] for city in ("AA", "BB")}
+    )
+    assert reached.score == pytest.approx(expected, abs=1e-9)
+    written = json.loads((tmp_path / "out" / "score.json").read_text())
+    assert written["score"] == reached.score
+    assert written["cities"]["AA"]["vflow_r2"] == reached.cities["AA"].vflow_r2
+    assert written["best_constant"]["cities"]["AA"]["agl_r2"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_table_has_a_row_per_city_with_the_best_constant_beside(tmp_path, images, capsys):
+    reached = evaluate(write_images(tmp_path, images))
+    lines = capsys.readouterr().out.splitlines()
+    assert any("best constant" in line and "median scale error" in line for line in lines)  # not folded in a log
+    row = next(line.split() for line in lines if line.strip().startswith("BB"))
+    city = reached.cities["BB"]
+    assert row[1:5] == ["3", f"{city.agl_r2:.4f}", f"{city.vflow_r2:.4f}", f"{city.score:.4f}"]
+    assert row[6:8] == [f"{city.angle_error:.1f}", "deg"]
+    assert any(line.split()[:3] == ["all", "6", f"{reached.score:.4f}"] for line in lines)
+
+
+def test_everything_that_is_wrong_is_listed_at_once_and_nothing_is_written(tmp_path, images, capsys):
+    config = write_images(tmp_path, images)
+    predicted = tmp_path / "predicted"
+    names = sorted(images)
+    (predicted / f"{names[0]}_AGL.tif").unlink()
+    (predicted / f"{names[1]}_AGL.tif").write_bytes(b"not an image")
+    holes = images[names[2]][1].copy()
+    holes[0, :3] = 65535
+    write_pair(predicted, names[2], holes, None)
+    write_pair(predicted, names[3], images[names[3]][1][:-1], None)
+    (predicted / f"{names[4]}_VFLOW.json").unlink()
+    (predicted / f"{names[5]}_VFLOW.json").write_text('{"scale": NaN, "angle": 1}')
+    with pytest.raises(UserError) as refused:
+        evaluate(config)
+    head, *listed = str(refused.value).splitlines()
+    assert "6 problems" in head
+    for line, (name, wrong) in zip(
+        listed,
+        zip(names, ["not exist", "cannot be read", "3 holes", "19 x 31", "not exist", "scale"], strict=True),
+        strict=True,
+    ):
+        assert name in line
+        assert wrong in line
+    assert not (tmp_path / "out" / "score.json").exists()
+    assert "R2" not in capsys.readouterr().out
+
+
+def test_a_nan_in_metres_is_a_hole(tmp_path, images):
+    config = write_images(tmp_path, images, "m")
+    name = sorted(images)[0]
+    holes = images[name][1].copy()
+    holes[1, 1] = 65535
+    write_pair(tmp_path / "predicted", name, holes, None, "m")  # written as NaN
+    with pytest.raises(UserError, match=f"{name}.* 1 holes"):
+        evaluate(config)
+
+
+def test_a_long_list_of_problems_is_cut_with_a_count(tmp_path):
+    rng = np.random.default_rng(0)
+    images = {f"AAx{i:02d}": random_image(rng, size=(4, 4)) for i in range(30)}
+    config = write_images(tmp_path, images)
+    for image in images:
+        (tmp_path / "predicted" / f"{image}_VFLOW.json").unlink()
+    with pytest.raises(UserError) as refused:
+        evaluate(config)
+    lines = str(refused.value).splitlines()
+    assert "30 problems" in lines[0]
+    assert len(lines) == 22
+    assert lines[-1] == "  - and 10 more"
+
+
+def test_a_scale_that_no_view_has_is_refused_instead_of_overflowing(tmp_path, images):
+    config = write_images(tmp_path, images)
+    name = sorted(images)[0]
+    (tmp_path / "predicted" / f"{name}_VFLOW.json").write_text('{"scale": 1e300, "angle": 1}')
+    with pytest.raises(UserError, match=f"{name}.*pixels per metre"):
+        evaluate(config)
+
+
+def test_truth_without_vflow_is_scored_by_its_heights(tmp_path, images, capsys):
+    config = write_images(tmp_path, images)
+    for path in (tmp_path / "test_truth").glob("AA*.json"):
+        path.unlink()
+    reached = evaluate(config)
+    assert reached.cities["AA"].vflow_r2 is None
+    assert reached.cities["BB"].vflow_r2 is not None
+    assert json.loads((tmp_path / "out" / "score.json").read_text())["cities"]["AA"]["vflow_r2"] is None
+    assert "no truth" in capsys.readouterr().out
+
+
+def test_predictions_of_other_images_are_not_looked_at(tmp_path, images):
+    config = write_images(tmp_path, images)
+    before = evaluate(config)
+    (tmp_path / "predicted" / "AAother_AGL.tif").write_bytes(b"of another split")
+    assert evaluate(config) == before
+
+
+def test_the_metadata_beside_the_truth_or_named_takes_precedence(tmp_path, images):
+    config = write_images(tmp_path, images)
+    rows = "".join(f"{name},all of them,1\n" for name in images)
+    (tmp_path / "test_truth" / "metadata.csv").write_text("id,city,gsd\n" + rows)
+    assert list(evaluate(config).cities) == ["all of them"]
+    config.metadata = str(tmp_path / "metadata.csv")
+    assert list(evaluate(config).cities) == ["AA", "BB"]
+
+
+def test_without_metadata_the_city_is_the_beginning_of_the_id_and_the_table_says_so(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    config = write_images(tmp_path, {"OMA_abc": random_image(rng), "JAX_x_y": random_image(rng)})
+    (tmp_path / "metadata.csv").unlink()
+    assert list(evaluate(config).cities) == ["JAX", "OMA"]
+    assert "no metadata.csv found" in capsys.readouterr().out
+
+
+def test_an_image_that_the_metadata_does_not_list_is_refused(tmp_path, images):
+    config = write_images(tmp_path, images)
+    (tmp_path / "metadata.csv").write_text("id,city,gsd\nAAx0,AA,0.5\n")
+    with pytest.raises(UserError, match=r"5 problems(.|\n)*AAx1 has no city"):
+        evaluate(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"predictions": "nowhere"}, "nowhere is not a folder.*--predictions"),
+        ({"truth": ""}, "--truth"),
+        ({"unit": "km"}, "choose one of cm, m"),
+        ({"metadata": "no.csv"}, "no.csv does not exist"),
+    ],
+)
+def test_a_wrong_option_is_answered_by_one_sentence(tmp_path, images, change, answer):
+    config = write_images(tmp_path, images)
+    for key, value in change.items():
+        setattr(config, key, value)
+    with pytest.raises(UserError, match=answer) as refused:
+        evaluate(config)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_truth_and_a_table_without_columns_are_refused(tmp_path, images):
+    config = write_images(tmp_path, images)
+    (tmp_path / "metadata.csv").write_text("image;town\n")
+    with pytest.raises(UserError, match="has no column id, city, gsd"):
+        evaluate(config)
+    shutil.rmtree(tmp_path / "test_truth")
+    (tmp_path / "test_truth").mkdir()
+    with pytest.raises(UserError, match=r"no \*_AGL.tif files"):
+        evaluate(config)
+
+
+def test_a_place_where_the_json_cannot_be_written_is_refused_before_any_image_is_read(tmp_path, images):
+    config = write_images(tmp_path, images)
+    for path in (tmp_path / "predicted").iterdir():
+        path.write_bytes(b"broken")  # which would be answered first if it had been read
+    (tmp_path / "file").write_text("")
+    for json_path, answer in (("file/score.json", "--json"), ("predicted", "is a folder")):
+        config.json = str(tmp_path / json_path)
+        with pytest.raises(UserError, match=answer) as refused:
+            evaluate(config)
+        assert "\n" not in str(refused.value)
+
+
+def test_angles_and_scales_survive_the_disk(tmp_path):
+    rng = np.random.default_rng(9)
+    truth, predicted, _, _ = random_image(rng)
+    reached = evaluate(
+        write_images(tmp_path, {"AAx": (truth, predicted, Pose(1.5, 0.5), Pose(1.25, 0.5 + math.radians(30)))})
+    )
+    assert reached.cities["AA"].angle_error == pytest.approx(30)
+    assert reached.cities["AA"].scale_error == pytest.approx(0.25)
