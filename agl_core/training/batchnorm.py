@@ -1,0 +1,70 @@
+"""Batch-norm running statistics that do not depend on how micro-batches are spread over processes.
+
+PyTorch moves the running statistics once per forward pass, in each process by itself, so after a step they depend on
+which process computed which micro-batch. Here one optimiser step is one move: the statistics of all micro-batches of
+the global batch are averaged, over processes too, and the running ones move towards that average by the layer's
+momentum.
+
+While a step is being computed each layer runs with momentum 1, so that its buffers simply hold the statistics of the
+last forward pass (also when gradient checkpointing runs a forward pass twice). All buffers are views of one flat
+tensor, so that adding, reducing and moving are single operations.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from agl_core.training.parallel import Parallel
+
+DEFAULT_MOMENTUM = 0.1
+
+
+class RunningStatistics:
+    """Owns the running mean and variance of every batch norm of `model`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+        buffers: list[Tensor] = []
+        momenta: list[float] = []
+        for layer in layers:
+            momentum = DEFAULT_MOMENTUM if layer.momentum is None else layer.momentum
+            for buffer in (layer.running_mean, layer.running_var):
+                assert buffer is not None
+                buffers.append(buffer)
+                momenta.append(momentum)
+            layer.momentum = 1.0
+        device = buffers[0].device if buffers else torch.device("cpu")
+        sizes = [buffer.numel() for buffer in buffers]
+        self._flat = torch.cat([buffer.detach().flatten() for buffer in buffers]) if buffers else torch.zeros(0)
+        self._momentum = torch.repeat_interleave(
+            torch.tensor(momenta, dtype=torch.float32), torch.tensor(sizes, dtype=torch.int64)
+        ).to(device)
+        self._counts = torch.zeros(len(layers), dtype=torch.int64, device=device)
+        views = iter(torch.split(self._flat, sizes) if buffers else ())
+        for number, layer in enumerate(layers):
+            assert layer.num_batches_tracked is not None
+            self._counts[number] = layer.num_batches_tracked
+            layer.running_mean, layer.running_var = next(views), next(views)
+            layer.num_batches_tracked = self._counts[number]
+        self._running = self._flat.clone()
+        self._running_counts = self._counts.clone()
+        self._sum = torch.zeros_like(self._flat)
+
+    def reload(self) -> None:
+        """Take over what has just been loaded into the model's buffers."""
+        self._running.copy_(self._flat)
+        self._running_counts.copy_(self._counts)
+
+    def add_forward(self) -> None:
+        """Count the statistics of the forward pass that has just been done."""
+        self._sum += self._flat
+
+    def finish_step(self, micro_batches: int, parallel: Parallel) -> None:
+        """Move the running statistics by one step of `micro_batches` forward passes over all processes, and leave
+        them in the model's buffers."""
+        mean = parallel.sum(self._sum) / micro_batches
+        self._running.lerp_(mean, self._momentum)
+        self._running_counts += 1
+        self._flat.copy_(self._running)
+        self._counts.copy_(self._running_counts)
+        self._sum.zero_()

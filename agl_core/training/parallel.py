@@ -1,0 +1,100 @@
+"""This process among the others: its rank, its device, and the few collectives that training needs."""
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from agl_core.errors import UserError
+
+
+@dataclass
+class Parallel:
+    """One process of `world_size`; as a context manager it owns the process group.
+
+    With one process there is no group and every collective is the identity. `init_method` is a `tcp://` or `file://`
+    address that all processes of the group share and that no other group has used.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    init_method: str | None = None
+    device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        if torch.cuda.is_available():
+            visible = torch.cuda.device_count()
+            if self.local_rank >= visible > 1:
+                raise UserError(
+                    f"this machine shows {visible} GPUs for {self.local_rank + 1} or more processes: set "
+                    f"cluster.processes={visible}"
+                )
+            # A cluster may show each process its own GPU alone, which then has number 0.
+            self.device = torch.device("cuda", self.local_rank % visible)
+        else:
+            self.device = torch.device("cpu")
+
+    def __enter__(self) -> "Parallel":
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world_size > 1:
+            cuda = self.device.type == "cuda"
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                init_method=self.init_method,
+                rank=self.rank,
+                world_size=self.world_size,
+                device_id=self.device if cuda else None,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if dist.is_initialized():
+            if kind is not None and self.device.type == "cuda":
+                dist._abort_process_group()  # type: ignore[attr-defined]  # peers may never join the shutdown
+            else:
+                dist.destroy_process_group()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with averaged gradients; buffers are left to `agl_core.training.batchnorm`."""
+        if self.world_size == 1:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        with warnings.catch_warnings():
+            # Its successor does not exist in the last versions of torch that support the V100.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            return DistributedDataParallel(
+                model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` of all processes added up, in place; every process must call it with the same shape."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        if self.world_size > 1:
+            kwargs: dict[str, Any] = {"device_ids": [self.device.index]} if self.device.type == "cuda" else {}
+            dist.barrier(**kwargs)
+
+
+def default_threads(local_processes: int = 1) -> int:
+    """CPU threads for each of the processes of this machine, of the cores that this job may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // local_processes)
