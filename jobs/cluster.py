@@ -1,0 +1,151 @@
+"""Cluster configurations: where a job runs, with which resources and under which limits."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agl_core.config import option
+from agl_core.errors import UserError, valid_choice
+from jobs.settings import Assignments, apply_assignments, apply_mapping, named_file, read_mapping
+
+CLUSTERS = Path(__file__).parent.parent / "cluster_configs"
+
+# Options of sbatch that have a key here or that the chain of stages depends on.
+OWN_OPTIONS = {
+    "nodes": "nodes",
+    "gpus-per-node": "gpus_per_node",
+    "ntasks-per-node": "processes",
+    "cpus-per-task": "cpus_per_process",
+    "mem": "memory_gb",
+    "time": "time_hours",
+    "signal": "signal_seconds",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    **dict.fromkeys(
+        (
+            "ntasks",
+            "array",
+            "dependency",
+            "kill-on-invalid-dep",
+            "requeue",
+            "no-requeue",
+            "open-mode",
+            "output",
+            "error",
+            "job-name",
+        ),
+        "",
+    ),
+}
+
+
+@dataclass
+class ClusterConfig:
+    """A file of cluster_configs: the keys of `cluster.<key>=VALUE`."""
+
+    executor: str = option(
+        "debug",
+        "debug: in this process, breakpoints work; local: several processes on this machine; slurm: sbatch",
+        choices=("debug", "local", "slurm"),
+    )
+    nodes: int = option(1, "number of machines")
+    processes: int = option(1, "processes (ranks) per node; with GPUs, one for each")
+    gpus_per_node: int | None = option(None, "GPUs per node; 0: use none; null: all that are visible (not for slurm)")
+    cpus_per_process: int | None = option(None, "CPU cores for each process; null: an even share (not for slurm)")
+    memory_gb: float | None = option(None, "main memory per node in GB (slurm)")
+    time_hours: float | None = option(None, "time limit of one job in hours (slurm)")
+    signal_seconds: int = option(180, "how long before the time limit Slurm sends USR2, seconds (slurm)")
+    partition: str = option("", "partition to submit to; empty: the site's default (slurm)")
+    account: str = option("", "account to charge; empty: the user's default (slurm)")
+    qos: str = option("", "quality of service; empty: the site's default (slurm)")
+    constraint: str = option("", "required node features, such as v100-32g (slurm)")
+    sbatch: dict[str, Any] = option(
+        dict, "further options of sbatch by name without dashes; true for a bare flag (slurm)"
+    )
+    environment: dict[str, str] = option(dict, "environment variables of the job")
+    setup: list[str] = option(list, "lines of the sbatch script before the command, such as 'module load cuda' (slurm)")
+    workers: int = option(0, "data loading processes per rank, where --workers is not given; 0: in the rank itself")
+    threads: int | None = option(None, "CPU threads per rank, where --threads is not given; null: cores / processes")
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes of a job over all nodes."""
+        return self.nodes * self.processes
+
+    def default_threads(self) -> int:
+        """CPU threads per rank: as configured, or the cores of a process, or this machine's cores shared out."""
+        if self.threads is not None:
+            return self.threads
+        if self.cpus_per_process is not None:
+            return self.cpus_per_process
+        return max(1, len(os.sched_getaffinity(0)) // self.processes)
+
+
+def load_cluster(name: str, overrides: Assignments | None = None) -> ClusterConfig:
+    """Read a cluster configuration by its name in cluster_configs/ or by its path, and apply `overrides` to it.
+
+    Raises:
+        UserError: no such file, key or value, or values that do not go together.
+    """
+    path = named_file("cluster", name, CLUSTERS)
+    config = apply_mapping(ClusterConfig(), read_mapping(path), str(path))
+    try:
+        config = apply_assignments(config, overrides or {})
+        check(config)
+    except UserError as error:
+        raise UserError(f"cluster {name}: {error}") from None
+    return config
+
+
+def check(config: ClusterConfig) -> None:
+    """Raise a `UserError` if values are out of range or do not go together."""
+    valid_choice("executor", config.executor, ["debug", "local", "slurm"])
+    for name in ("nodes", "processes", "cpus_per_process", "threads"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UserError(f"{name} is {value}: must be 1 or more")
+    for name in ("memory_gb", "time_hours"):
+        if (value := getattr(config, name)) is not None and not 0 < value < float("inf"):
+            raise UserError(f"{name} is {value:g}: must be greater than 0")
+    for name in ("workers", "gpus_per_node", "signal_seconds"):
+        if (value := getattr(config, name)) is not None and value < 0:
+            raise UserError(f"{name} is {value}: must be 0 or more")
+    if config.executor == "slurm":
+        _check_slurm(config)
+        return
+    if config.executor == "debug" and config.processes != 1:
+        raise UserError(f"processes is {config.processes}, but executor debug runs in one process: use executor local")
+    if config.nodes != 1:
+        raise UserError(f"nodes is {config.nodes}, but executor {config.executor} runs on this machine: use 1")
+    default = ClusterConfig()
+    for name in ("memory_gb", "time_hours", "partition", "account", "qos", "constraint", "sbatch", "setup"):
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(f"{name} is for executor slurm only: remove it, since executor is {config.executor}")
+    if config.gpus_per_node and config.processes > config.gpus_per_node:
+        raise UserError(_per_gpu(config))
+
+
+def _check_slurm(config: ClusterConfig) -> None:
+    for name in ("gpus_per_node", "cpus_per_process", "memory_gb", "time_hours"):
+        if getattr(config, name) is None:
+            raise UserError(f"executor slurm needs {name}")
+    assert config.time_hours is not None
+    if config.gpus_per_node and config.processes != config.gpus_per_node:
+        raise UserError(_per_gpu(config))
+    if not 0 < config.signal_seconds < config.time_hours * 3600:
+        raise UserError(
+            f"signal_seconds is {config.signal_seconds}: must be greater than 0 and less than the time limit, "
+            f"{config.time_hours * 3600:g} seconds"
+        )
+    for name, value in config.sbatch.items():
+        key = OWN_OPTIONS.get(name.replace("_", "-"))
+        if key is not None:
+            raise UserError(f"sbatch.{name}: " + (f"use the key {key}" if key else "is set by this project, remove it"))
+        if value is False or not isinstance(value, str | int | float):
+            raise UserError(f"sbatch.{name} is {value!r}: must be text, a number, or true for a bare flag")
+
+
+def _per_gpu(config: ClusterConfig) -> str:
+    return f"processes is {config.processes} but gpus_per_node is {config.gpus_per_node}: each process uses one GPU"

@@ -1,0 +1,190 @@
+"""Several processes on this machine, through submitit's local executor."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO, cast
+
+from submitit.local.local import LocalExecutor, LocalJob
+
+from agl_core.errors import UserError
+from agl_core.files import read_json
+from jobs.cluster import ClusterConfig
+from jobs.controller import END_FILE, PARENT
+from jobs.failure import JobError
+from jobs.sbatch import ROOT
+from jobs.stages import RENDEZVOUS
+
+FOR_EVER = 10 * 365 * 24 * 60  # minutes; submitit takes a signal that comes late in a job's time for a time-out
+SHOWN_LINES = 20
+SUBMITIT_LINE = re.compile(r"^submitit INFO ")
+
+
+class RankExecutor(LocalExecutor):
+    """submitit's local executor with a controller that fits training, and with the environment given to it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        super().__init__(folder)
+        self._environment = environment
+
+    def _submit_command(self, command: str) -> "LocalJob[Any]":
+        processes = self.parameters["tasks_per_node"]
+        environment = {
+            **self._environment,
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_NTASKS": str(processes),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "0",
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * FOR_EVER),
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+            "SUBMITIT_STDERR_TO_STDOUT": "",
+            PARENT: str(os.getpid()),
+        }
+        # In a session of its own, so that Ctrl-C reaches the launcher only, which then ends the ranks in order.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.controller", str(self.folder)], env=environment, start_new_session=True
+        )
+        return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(processes)))
+
+
+def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig) -> None:
+    """Run `call` in `cluster.processes` processes; logs and submitit's files go to the new `folder`.
+
+    What rank 0 prints is shown here as it comes. Returns when all ranks have succeeded. If this process is interrupted
+    or ended, so are the ranks.
+
+    Raises:
+        UserError: a rank found something that the user can mend.
+        JobError: a rank failed; the others were ended.
+    """
+    folder.mkdir(parents=True)
+    rendezvous = folder / "rendezvous"
+    executor = RankExecutor(folder, environment(cluster, dict(os.environ), f"file://{rendezvous}"))
+    executor.update_parameters(tasks_per_node=cluster.processes, timeout_min=FOR_EVER)
+    with _termination_interrupts():
+        job = cast("LocalJob[None]", executor.submit(call))
+        process = job._process
+        assert process is not None
+        logs = [
+            FollowedLog(Path(job.task(0).paths.stdout), sys.stdout),
+            FollowedLog(Path(job.task(0).paths.stderr), sys.stderr),
+        ]
+        try:
+            while process.poll() is None:
+                for log in logs:
+                    log.show()
+                time.sleep(0.05)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+            for log in logs:
+                log.show()
+            rendezvous.unlink(missing_ok=True)
+    _judge(job, folder, cluster.processes)
+
+
+def environment(cluster: ClusterConfig, outside: dict[str, str], meeting: str) -> dict[str, str]:
+    """The environment of the ranks, from the one outside.
+
+    submitit would hide every GPU unless told their number; here all that are visible outside stay visible, or the
+    first `gpus_per_node` of them.
+    """
+    inside = {**outside, **cluster.environment, RENDEZVOUS: meeting}
+    inside["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [inside.get("PYTHONPATH")])])
+    visible = visible_gpus(cluster, outside)
+    if visible is not None:
+        inside["CUDA_VISIBLE_DEVICES"] = visible
+    # gloo looks its own address up by the host's name, which on laptops often leads nowhere.
+    if Path("/sys/class/net/lo").exists():
+        inside.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return inside
+
+
+def visible_gpus(cluster: ClusterConfig, outside: dict[str, str]) -> str | None:
+    """CUDA_VISIBLE_DEVICES for the job; None leaves it as it is."""
+    if cluster.gpus_per_node is None:
+        return None
+    devices = outside.get("CUDA_VISIBLE_DEVICES", ",".join(str(n) for n in range(cluster.gpus_per_node))).split(",")
+    return ",".join(devices[: cluster.gpus_per_node])
+
+
+def fresh_folder(parent: Path, name: str) -> Path:
+    """`<parent>/<name>.<k>` with the first k from 1 that nothing uses; it is not created."""
+    number = 1
+    while (parent / f"{name}.{number}").exists():
+        number += 1
+    return parent / f"{name}.{number}"
+
+
+class FollowedLog:
+    """A growing log file, copied line by line to a stream; submitit's own remarks are left out."""
+
+    def __init__(self, path: Path, stream: TextIO) -> None:
+        self.path, self._stream, self._position = path, stream, 0
+
+    def show(self) -> None:
+        """Copy the lines that were completed since the last call."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._position)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._position += len(whole)
+        for line in whole.decode("utf-8", "replace").splitlines():
+            if not SUBMITIT_LINE.match(line):
+                print(line, file=self._stream, flush=True)
+
+
+def last_lines(path: Path) -> list[str]:
+    """The end of a log without submitit's own remarks."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        lines = (line.rstrip("\n") for line in file)
+        return list(deque((line for line in lines if not line.startswith("submitit ")), SHOWN_LINES))
+
+
+def _judge(job: "LocalJob[None]", folder: Path, processes: int) -> None:
+    end_file = folder / END_FILE
+    if not end_file.exists():
+        raise JobError(f"the ranks were ended from outside; their logs are in {folder}")
+    codes: list[int | None] = read_json(end_file)
+    failed = [(rank, code) for rank, code in enumerate(codes) if code]
+    if not failed:
+        return
+    # A killed rank is a cause; what the others then say is a consequence.
+    rank, code = min(failed, key=lambda entry: (entry[1] > 0, entry[0]))
+    lines = last_lines(Path(job.task(rank).paths.stderr))
+    if code == 2 and lines and lines[-1].startswith("error: "):
+        raise UserError("" if rank == 0 else lines[-1].removeprefix("error: "))
+    what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    ended = "" if processes == 1 else "; the other ranks were ended"
+    tail = "" if rank == 0 or not lines else "\n".join(["; its last lines:", *(f"  {line}" for line in lines)])
+    raise JobError(f"rank {rank} {what}{ended}; the logs are in {folder}{tail}")
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end this process the way Ctrl-C does, so that the ranks are ended too."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,102 @@
+"""The callables that are submitted: importable by name, with nothing in them but where the run is."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
+
+from agl_core.config import PrepareConfig
+from agl_core.errors import UserError
+from jobs.runs import Run
+
+RENDEZVOUS = "AGL_RENDEZVOUS"  # where the processes of a job on one machine meet; fresh for every job
+FIRST_PORT, PORTS = 20000, 10000  # below the ports that Linux gives to outgoing connections
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of a job this is, and where its processes meet."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    init_method: str | None
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """Train one stage of the run in `run_dir`, as one of the processes of a submitit job."""
+
+    run_dir: Path
+    stage: str
+
+    def __call__(self) -> None:
+        """Run the stage to its end; leaves with code 2 and one sentence where the user can mend what is wrong."""
+        with quiet_ends():
+            train_here(self.run_dir, self.stage, find_place())
+
+
+@dataclass(frozen=True)
+class PrepareJob:
+    """Build the store of the run in `run_dir` from its data set."""
+
+    run_dir: Path
+    workers: int
+
+    def __call__(self) -> None:
+        """Build the store; what a killed job has built is kept by the next one."""
+        from agl_core.data.ingest import prepare
+
+        with quiet_ends():
+            config = Run(self.run_dir).config()
+            prepare(PrepareConfig(data=config.data, store=config.store, unit=config.unit, workers=self.workers))
+
+
+def train_here(run_dir: Path, stage: str, place: Place) -> None:
+    """Train a stage in this process."""
+    from agl_core.training.parallel import Parallel
+    from agl_core.training.trainer import train_stage
+
+    config = Run(run_dir).config()
+    with Parallel(place.rank, place.world_size, place.local_rank, place.init_method) as parallel:
+        train_stage(config, stage, run_dir, parallel)
+
+
+def find_place() -> Place:
+    """This process's place, from what submitit and the cluster say in the environment."""
+    from submitit import JobEnvironment
+
+    job = JobEnvironment()
+    if job.num_tasks == 1:
+        return Place(0, 1, 0, None)
+    meeting = os.environ.get(RENDEZVOUS) or tcp_meeting(
+        job.hostnames[0],
+        job.job_id,
+        os.environ.get("SLURM_RESTART_COUNT", "0"),
+        os.environ.get("SLURM_STEP_ID", "0"),
+    )
+    return Place(job.global_rank, job.num_tasks, job.local_rank, meeting)
+
+
+def tcp_meeting(host: str, job_id: str, restart: str, step: str) -> str:
+    """Where the processes of a job on several machines meet: the first host, at a port of this very incarnation.
+
+    After a requeue the job keeps its id while processes of its earlier incarnation may still hold their port; so the
+    port also depends on the restart and the step.
+    """
+    return f"tcp://{host}:{FIRST_PORT + crc32(f'{job_id}.{restart}.{step}'.encode()) % PORTS}"
+
+
+@contextmanager
+def quiet_ends() -> Iterator[None]:
+    """Turn what is no defect of this project into an exit code: submitit would print a traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+"""The one command: without a verb it trains; `python launch.py --help` explains everything."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+from agl_core.errors import UserError
+from jobs.cli import Request, parse
+from jobs.failure import JobError
+
+# What the operating system refuses for reasons that a user can mend.
+MENDABLE = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some of your quota or choose another folder",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "choose a folder that you may use",
+}
+
+
+def carry_out(request: Request) -> None:
+    """Do what was asked for; the parts are imported only when they are needed, so that `--help` is quick."""
+    config = request.config
+    if request.help is not None:
+        print(request.help)
+    elif request.verb == "world":
+        from agl_core.data.world import render_world
+
+        render_world(config)
+    elif request.verb == "prepare":
+        from agl_core.data.ingest import prepare
+
+        prepare(config)
+    elif request.verb == "predict":
+        from agl_core.inference.predict import predict
+
+        predict(config)
+    elif request.verb == "evaluate":
+        from agl_core.scoring.evaluate import evaluate
+
+        evaluate(config)
+    else:
+        from jobs.train import train
+
+        train(config, request.cluster)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line `argv`; returns the exit code: 0 done, 2 a mistake of the user, 1 a rank failed, 130 Ctrl-C.
+
+    What is raised otherwise is a defect of this project and ends in its traceback, with exit code 1.
+    """
+    try:
+        carry_out(parse(argv))
+        sys.stdout.flush()
+    except UserError as error:
+        if str(error):  # a rank has said it already
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `launch.py --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        where = f"{Path(str(error.filename))}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; {MENDABLE[error.errno]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

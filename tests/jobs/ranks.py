@@ -1,0 +1,58 @@
+"""Things for ranks to do in tests; importable by name, as the pickles of submitit need it."""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from agl_core.errors import UserError
+from jobs.stages import find_place, quiet_ends
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every rank writes what it finds around itself; rank 0 also says so."""
+
+    folder: Path
+
+    def __call__(self) -> None:
+        place = find_place()
+        found = {"GLOO": os.environ.get("GLOO_SOCKET_IFNAME"), "SITE": os.environ.get("SITE")}
+        text = f"{place.rank} {place.world_size} {place.local_rank} {place.init_method} {found['GLOO']} {found['SITE']}"
+        (self.folder / f"rank{place.rank}").write_text(text)
+        print(f"rank {place.rank} was here")
+        print(f"rank {place.rank} whispers", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Rank 1 ends in the way `how`; rank 0 waits for it for ever."""
+
+    folder: Path
+    how: str
+
+    def __call__(self) -> None:
+        rank = find_place().rank
+        (self.folder / f"rank{rank}.pid").write_text(str(os.getpid()))
+        if rank == 0:
+            time.sleep(600)
+        with quiet_ends():
+            if self.how == "defect":
+                raise RuntimeError("the sky is falling")
+            if self.how == "mistake":
+                raise UserError("tile x: no")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Every rank says that it is there, and waits for ever."""
+
+    folder: Path
+
+    def __call__(self) -> None:
+        (self.folder / f"rank{find_place().rank}.pid").write_text(str(os.getpid()))
+        with quiet_ends():
+            time.sleep(600)

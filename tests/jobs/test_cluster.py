@@ -1,0 +1,90 @@
+"""Cluster configurations: the project's own, what goes over them, and what does not go together."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from agl_core.errors import UserError
+from jobs.cluster import CLUSTERS, ClusterConfig, load_cluster
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTERS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_cluster_file_of_the_project_is_valid_by_name_and_by_path(path: Path) -> None:
+    assert load_cluster(path.stem) == load_cluster(str(path))
+
+
+def test_the_three_names_choose_the_three_executors() -> None:
+    assert [load_cluster(name).executor for name in ("debug", "local", "slurm")] == ["debug", "local", "slurm"]
+
+
+def test_the_slurm_example_is_one_node_with_four_gpus() -> None:
+    cluster = load_cluster("slurm")
+    assert (cluster.nodes, cluster.gpus_per_node, cluster.processes, cluster.world_size) == (1, 4, 4, 4)
+
+
+def test_threads_are_as_configured_else_the_cores_of_a_process_else_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    assert ClusterConfig(processes=4).default_threads() == 3
+    assert ClusterConfig(processes=20).default_threads() == 1
+    assert ClusterConfig(processes=4, cpus_per_process=5).default_threads() == 5
+    assert ClusterConfig(processes=4, cpus_per_process=5, threads=2).default_threads() == 2
+
+
+def test_a_site_may_add_any_option_of_sbatch() -> None:
+    overrides = {"sbatch.exclusive": "true", "sbatch.mail-type": "END", "sbatch.nice": "5"}
+    assert load_cluster("slurm", overrides).sbatch == {"exclusive": True, "mail-type": "END", "nice": 5}
+
+
+REFUSED = [
+    ("debug", "executor=cloud", "unknown executor 'cloud': choose one of debug, local, slurm"),
+    ("debug", "processes=2", "use executor local"),
+    ("debug", "nodes=2", "nodes is 2"),
+    ("debug", "threads=0", "threads is 0: must be 1 or more"),
+    ("local", "processes=0", "processes is 0: must be 1 or more"),
+    ("local", "workers=-1", "workers is -1: must be 0 or more"),
+    ("local", "nodes=2", "executor local runs on this machine"),
+    ("local", "time_hours=3", "time_hours is for executor slurm only"),
+    ("local", "setup=[a]", "setup is for executor slurm only"),
+    ("local", "gpus_per_node=1", "each process uses one GPU"),
+    ("slurm", "processes=2", "processes is 2 but gpus_per_node is 4: each process uses one GPU"),
+    ("slurm", "gpus_per_node=null", "executor slurm needs gpus_per_node"),
+    ("slurm", "cpus_per_process=null", "executor slurm needs cpus_per_process"),
+    ("slurm", "memory_gb=null", "executor slurm needs memory_gb"),
+    ("slurm", "time_hours=null", "executor slurm needs time_hours"),
+    ("slurm", "time_hours=0", "time_hours is 0: must be greater than 0"),
+    ("slurm", "memory_gb=inf", "memory_gb is inf"),
+    ("slurm", "signal_seconds=0", "signal_seconds is 0"),
+    ("slurm", "time_hours=0.05", "less than the time limit, 180 seconds"),
+    ("slurm", "sbatch.partition=gpu", "sbatch.partition: use the key partition"),
+    ("slurm", "sbatch.cpus_per_task=3", "sbatch.cpus_per_task: use the key cpus_per_process"),
+    ("slurm", "sbatch.no-requeue=true", "sbatch.no-requeue: is set by this project"),
+    ("slurm", "sbatch.exclusive=false", "true for a bare flag"),
+    ("slurm", "sbatch.exclusive=[1]", "true for a bare flag"),
+    ("slurm", "setup=module", "must be a list"),
+    ("slurm", "partitions=gpu", "mean partition?"),
+]
+
+
+@pytest.mark.parametrize(("name", "override", "words"), REFUSED, ids=[f"{n} {o}" for n, o, _ in REFUSED])
+def test_what_does_not_go_together_is_refused_with_the_clusters_name(name: str, override: str, words: str) -> None:
+    key, _, text = shlex.split(override)[0].partition("=")
+    with pytest.raises(UserError) as refusal:
+        load_cluster(name, {key: text})
+    assert words in str(refusal.value)
+    assert f"cluster {name}: " in str(refusal.value)
+
+
+def test_an_unknown_key_in_a_site_s_file_is_answered_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("executor: local\nproceses: 3\n")
+    with pytest.raises(UserError) as refusal:
+        load_cluster(str(path))
+    assert str(path) in str(refusal.value)
+    assert "mean processes?" in str(refusal.value)
+
+
+def test_numbers_in_the_environment_of_a_site_are_taken_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("executor: local\nenvironment: {OMP_NUM_THREADS: 4}\n")
+    assert load_cluster(str(path)).environment == {"OMP_NUM_THREADS": "4"}

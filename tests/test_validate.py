@@ -1,0 +1,115 @@
+"""Which values make sense together, for users of the command line and of Python alike."""
+
+from copy import deepcopy
+
+import pytest
+
+from agl_core.config import PredictConfig, StageConfig, TrainConfig, WorldConfig
+from agl_core.errors import UserError
+from agl_core.validate import RULES, validate
+
+
+def good() -> TrainConfig:
+    return TrainConfig(stages={"a": StageConfig(), "b": StageConfig(start="a/best")})
+
+
+def changed(**values: object) -> TrainConfig:
+    """A good configuration with other values; `__` stands for a dot."""
+    config = deepcopy(good())
+    for key, value in values.items():
+        *groups, last = key.split("__")
+        node: object = config
+        for group in groups:
+            node = node[group] if isinstance(node, dict) else getattr(node, group)
+        setattr(node, last, value)
+    return config
+
+
+ACCEPTED = [
+    {},
+    {"fold": -1},
+    {"fold": 39},
+    {"workers": 0},
+    {"stages__a__crop": 32},
+    {"stages__a__batch": 6, "stages__a__micro_batch": 3},
+    {"stages__a__start": "other/weights.safetensors"},
+    {"stages__b__start": "a/last"},
+    {"stages__b__start": "encoder"},
+    {"stages__a__augment__rot90": 1.0},
+    {"stages__a__optimizer__clip": 0.0},
+    {"stages__a__loss__agl": 0.0},
+    {"stages__a__length": "1 step"},
+    {"max_agl": {"default": 655.34}},
+]
+
+
+@pytest.mark.parametrize("values", ACCEPTED, ids=str)
+def test_values_that_make_sense_are_accepted(values: dict[str, object]) -> None:
+    validate(changed(**values))
+
+
+REFUSED = [
+    ({"fold": 40}, "fold is 40"),
+    ({"fold": -2}, "fold is -2"),
+    ({"folds": 1}, "folds is 1"),
+    ({"seed": -1}, "seed is -1"),
+    ({"workers": -1}, "workers is -1"),
+    ({"threads": 0}, "threads is 0"),
+    ({"log_every": 0}, "log_every is 0"),
+    ({"fold_by": "street"}, "choose one of city, place"),
+    ({"stages": {}}, "no stages"),
+    ({"stages": {"a b": StageConfig()}}, "stage name 'a b'"),
+    ({"max_agl": {"ARG": 100.0}}, "max_agl has no value for 'default'"),
+    ({"max_agl": {"default": 0.0}}, "max_agl.default is 0"),
+    ({"model__decoder_channels": [1, 2, 3]}, "five positive numbers"),
+    ({"model__pose_dropout": 1.0}, "model.pose_dropout is 1.0"),
+    ({"checkpoint__every": "often"}, "checkpoint.every is 'often'"),
+    ({"checkpoint__keep": 0}, "checkpoint.keep is 0"),
+    ({"stages__a__crop": 100}, "stages.a.crop is 100: must be a positive multiple of 32"),
+    ({"stages__a__crop": 0}, "stages.a.crop is 0"),
+    ({"stages__a__batch": 32, "stages__a__micro_batch": 5}, "choose one of 1, 2, 4, 8, 16, 32"),
+    ({"stages__a__micro_batch": 0}, "stages.a.micro_batch is 0"),
+    ({"stages__a__length": "soon"}, "stages.a.length is 'soon'"),
+    ({"stages__a__length": "0 steps"}, "stages.a.length is '0 steps'"),
+    ({"stages__b__validate_every": "1 day"}, "stages.b.validate_every is '1 day'"),
+    ({"stages__a__start": "b/best"}, "stages.a.start is 'b/best': choose one of encoder, or"),
+    ({"stages__b__start": "a"}, "choose one of encoder, a/best, a/last, or"),
+    ({"stages__a__augment__rot90": 1.5}, "stages.a.augment.rot90 is 1.5: must be between 0 and 1"),
+    ({"stages__a__augment__transpose": -0.1}, "stages.a.augment.transpose"),
+    ({"stages__a__loss__scale": -1.0}, "stages.a.loss.scale is -1.0"),
+    (
+        {"stages__a__loss__agl": 0.0, "stages__a__loss__scale": 0.0, "stages__a__loss__direction": 0.0},
+        "nothing to learn",
+    ),
+    ({"stages__a__optimizer__lr": 0.0}, "stages.a.optimizer.lr is 0.0"),
+    ({"stages__a__optimizer__lr": float("nan")}, "stages.a.optimizer.lr is nan: give a finite number"),
+    ({"stages__a__optimizer__weight_decay": float("inf")}, "stages.a.optimizer.weight_decay is inf"),
+    ({"stages__a__schedule__name": "linear"}, "unknown stages.a.schedule.name 'linear'"),
+    ({"stages__a__schedule__warmup": 2.0}, "stages.a.schedule.warmup is 2.0"),
+    ({"stages__a__schedule__half_period": 0}, "stages.a.schedule.half_period is 0"),
+    ({"stages__a__schedule__floor": 0.1}, "must not be above stages.a.optimizer.lr"),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), REFUSED, ids=[words for _, words in REFUSED])
+def test_values_that_make_no_sense_are_refused_with_key_and_remedy(values: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        validate(changed(**values))
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("config", RULES, ids=lambda config: config.__name__)
+def test_every_rule_names_a_key_that_exists(config: type) -> None:
+    for key in RULES[config]:
+        node = config()
+        for part in key.split("."):
+            assert hasattr(node, part)
+            node = getattr(node, part)
+
+
+def test_other_verbs_are_checked_too() -> None:
+    with pytest.raises(UserError, match="tiles is 0"):
+        validate(WorldConfig(tiles=0))
+    with pytest.raises(UserError, match="window is 33"):
+        validate(PredictConfig(window=33))
+    validate(PredictConfig(window=256))
