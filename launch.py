@@ -25,7 +25,7 @@ def carry_out(request: Request) -> None:
     if request.help is not None:
         print(request.help)
     elif request.verb == "world":
-        from agl_core.data.world import render_world
+        from agl_core.world.dataset import render_world
 
         render_world(config)
     elif request.verb == "prepare":
@@ -51,6 +51,9 @@ def main(argv: list[str]) -> int:
 
     What is raised otherwise is a defect of this project and ends in its traceback, with exit code 1.
     """
+    # OpenMP threads that spin while they wait make training five times slower as soon as somebody else uses a core;
+    # waiting a little less stubbornly costs 3 % on a machine of one's own. Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         carry_out(parse(argv))
         sys.stdout.flush()

@@ -13,6 +13,7 @@ LAYERS = [
     ["agl_core.config", "agl_core.geometry"],
     ["agl_core.reporting"],
     ["agl_core.data"],
+    ["agl_core.world"],
     ["agl_core.scoring"],
     ["agl_core.model"],
     ["agl_core.inference"],
