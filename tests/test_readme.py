@@ -1,0 +1,61 @@
+"""The commands of the README run as they are written; only the length of training is cut short."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+SHORT = ["stages.train.length=2 steps", "stages.train.validate_every=2 steps", "threads=1"]
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("python launch.py")]
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    trains = words[2].startswith("--") and "--dry-run" not in words
+    arguments = [*words[2:], *(SHORT if trains else [])]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_the_commands_of_the_readme_do_the_whole_job(tmp_path: Path) -> None:
+    written = commands()
+    assert [words[2] for words in written[:2]] == ["world", "prepare"]
+    assert len(written) == 6
+    for words in written:
+        done = run(words, tmp_path)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+        if "--dry-run" in words:
+            assert "#SBATCH --requeue" in done.stdout
+    score = json.loads((tmp_path / "score.json").read_text())
+    assert set(score) == {"score", "cities", "best_constant"}
+    assert set(next(iter(score["cities"].values()))) >= {"agl_r2", "vflow_r2", "score"}
+    assert (tmp_path / "runs" / "first" / "weights" / "train" / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "folder", re.findall(r"`(cluster_configs/\S+\.yaml|agl_core/|jobs/|benchmarks/|\.ci/run)`", TEXT)
+)
+def test_what_the_readme_names_is_there(folder: str) -> None:
+    assert (ROOT / folder).exists()
+
+
+@pytest.mark.parametrize("target", re.findall(r"`?make (\w+)", TEXT))
+def test_the_makefile_has_the_targets_of_the_readme(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
