@@ -28,4 +28,4 @@ test: setup
 check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy agl_core jobs launch.py
+	$(VENV)/bin/mypy agl_core jobs launch.py benchmarks
