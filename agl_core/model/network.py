@@ -8,6 +8,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from agl_core.config import ModelConfig
+from agl_core.errors import UserError
 from agl_core.model.encoders import build_encoder, normalisation
 
 STRIDE = 32
@@ -57,7 +58,12 @@ class GeoposeNet(nn.Module):
         mean, std = normalisation(encoder)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
-        _freeze_unused(self)
+        try:
+            _freeze_unused(self)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"encoder {encoder!r} cannot take images of any size ({error}); choose a convolutional one"
+            ) from error
 
     def forward(self, image: Tensor, city: Tensor, gsd: Tensor) -> Output:
         """Heights and pose of a batch of images.

@@ -7,12 +7,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from agl_core.config import ModelConfig
 from agl_core.errors import UserError
 from agl_core.files import whole_file
 from agl_core.model.network import GeoposeNet
+from agl_core.model.tensors import save_tensors
 
 FORMAT = "geopose-weights-1"
 
@@ -24,10 +24,9 @@ def save_weights(path: Path, model: GeoposeNet, metadata: dict[str, Any]) -> Non
     """
     network = {"encoder": model.encoder_name, "cities": list(model.cities), "model": asdict(model.config)}
     header = {"format": FORMAT, "network": json.dumps(network), "metadata": json.dumps(metadata)}
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as aside:
-        save_file(state, aside, metadata=header)
+        save_tensors(aside, model.state_dict(), header)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -62,6 +61,11 @@ def load_weights(path: Path) -> tuple[GeoposeNet, dict[str, Any]]:
 def load_state(model: GeoposeNet, path: Path) -> None:
     """Copy the weights of `path` into `model`; they must be of the same architecture."""
     network, _ = read_header(path)
+    if model.config.use_city and network["cities"] != list(model.cities):
+        raise UserError(
+            f"weights {path} are for the cities {', '.join(network['cities'])} and cannot be used for "
+            f"{', '.join(model.cities)}: start from other weights, or train with model.use_city=false"
+        )
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     try:

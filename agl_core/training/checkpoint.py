@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from agl_core.files import fsync_file, fsync_folder
+from agl_core.model.tensors import save_tensors
 
 MANIFEST = "manifest.json"
 PREFIX = "step_"
@@ -36,8 +37,9 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write `checkpoint` below `folder` and delete all but the newest `keep`.
+    """Write `checkpoint` below `folder` and delete all but the newest `keep` up to its step.
 
+    Later steps are deleted too: they are damaged, or the run would have continued from them.
     After this returns the checkpoint survives a power cut; before, none of it can be seen. Saving a step that is
     there already replaces it.
     """
@@ -46,8 +48,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     aside = folder / f".{final.name}.part"
     _remove(aside)
     aside.mkdir()
-    save_file(_plain(checkpoint.model), aside / "model.safetensors")
-    save_file(_plain(checkpoint.optimizer), aside / "optimizer.safetensors")
+    save_tensors(aside / "model.safetensors", checkpoint.model)
+    save_tensors(aside / "optimizer.safetensors", checkpoint.optimizer)
     state = {"step": checkpoint.step, **checkpoint.state}
     (aside / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
     manifest = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
@@ -58,8 +60,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     _remove(final)
     aside.rename(final)
     fsync_folder(folder)
-    for old in _steps(folder)[max(keep, 1) :]:
-        _remove(old)
+    steps = _steps(folder)
+    newest = steps.index(final)
+    for other in steps[:newest] + steps[newest + max(keep, 1) :]:
+        _remove(other)
     return final
 
 
@@ -104,11 +108,6 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 24):
             digest.update(block)
     return {"size": path.stat().st_size, "xxh3": digest.hexdigest()}
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU: safetensors stores no strides and refuses shared memory."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _remove(path: Path) -> None:

@@ -40,6 +40,8 @@ class OptimizerStep:
                 "micro_batch"
             )
         self._model = parallel.wrap(state.model)
+        if parallel.world_size > 1:
+            self._warm_up()
 
     def __call__(self, loader: Iterator[Batch], lr: float) -> Tensor:
         """Take the next micro-batches from `loader` and step with the learning rate `lr`.
@@ -66,6 +68,22 @@ class OptimizerStep:
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         return losses
+
+    def _warm_up(self) -> None:
+        """One forward and backward pass that changes nothing.
+
+        DistributedDataParallel arranges its buckets anew after the first backward pass, and with three or more
+        processes another arrangement adds gradients up in another order. The first step after a resume would then
+        differ in its last bits from the same step of an undisturbed run.
+        """
+        device, size = self.parallel.device, self.stage.crop
+        images = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=device)
+        self.state.model.train()
+        for _ in range(2):  # the new arrangement is made at the second forward pass
+            output = self._model(images, torch.zeros(2, dtype=torch.int64, device=device), torch.ones(2, device=device))
+            (0 * (output.agl.sum() + output.pose.sum())).backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.statistics.forget_forward()
 
     def _micro_batch(self, batch: Batch, number: int) -> Tensor:
         """Forward and backward of micro-batch `number`; its part of the losses."""

@@ -41,6 +41,9 @@ class StepReport(NamedTuple):
     lr: float
 
 
+MOST_OVERFLOWS = 10
+"""In float16, so many losses that are not finite in a row end a run."""
+
 Observer = Callable[[StepReport], None]
 
 
@@ -83,6 +86,7 @@ class StageTrainer:
         self.predictor = Predictor(self.state.model, config.max_agl, precision=self.precision.name)
         self.dataset = CropDataset(self.store, self.split.train, self.stage, config.seed, number, parallel.rank)
         self.events = EventLog(run_dir / "events.jsonl" if parallel.first else None, stage)
+        self.overflows = 0
         self.scalars = Scalars(run_dir / "tensorboard" if parallel.first else None, stage, self.state.step)
 
     def run(self, observe: Observer | None = None) -> None:
@@ -106,7 +110,7 @@ class StageTrainer:
                     losses = self.parallel.sum(losses).cpu()
                     self._check_finite(losses)
                     progress.advance(0, loss=float(losses[0]))
-                if logging:
+                if logging and not self.overflows:
                     rate = (state.step - start) * self.stage.batch / (time.monotonic() - began)
                     self._log_step(losses, lr, rate)
                 if observe is not None:
@@ -221,7 +225,9 @@ class StageTrainer:
         self.scalars.write(self.state.step, values)
 
     def _check_finite(self, losses: Tensor) -> None:
-        if not math.isfinite(float(losses[0])):
+        """Stop a run that is lost. With scaled gradients single overflows are normal: their steps are skipped."""
+        self.overflows = 0 if math.isfinite(float(losses[0])) else self.overflows + 1
+        if self.overflows > (MOST_OVERFLOWS if self.precision.scaled else 0):
             raise UserError(
                 f"the loss of stage {self.name} is {float(losses[0])} at step {self.state.step}: lower "
                 f"stages.{self.name}.optimizer.lr or use --precision float32, and start a new --run"

@@ -97,6 +97,18 @@ def test_wrong_weights_are_refused_in_one_sentence(tmp_path: Path) -> None:
         load_state(network(), best)
 
 
+def test_weights_for_other_cities_are_refused(tmp_path: Path) -> None:
+    save_weights(tmp_path / "best.safetensors", network(), {})
+    other = GeoposeNet("tu-resnet10t", ["CCC", "DDD"], SMALL)
+    with pytest.raises(UserError, match="for the cities AAA, BBB and cannot be used for CCC, DDD"):
+        load_state(other, tmp_path / "best.safetensors")
+
+
+def test_an_encoder_of_fixed_size_is_refused() -> None:
+    with pytest.raises(UserError, match=r"tu-\w+' (cannot take images of any size|has no 5 levels)"):
+        network("tu-swin_tiny_patch4_window7_224")
+
+
 def test_an_unknown_encoder_is_answered_with_the_nearest_names() -> None:
     with pytest.raises(UserError, match=r"unknown encoder 'efficientnet_b7': .*efficientnet-b7"):
         network("efficientnet_b7")

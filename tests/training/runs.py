@@ -64,22 +64,36 @@ def train(
     return history
 
 
-def _rank(config: TrainConfig, run_dir: Path, rank: int, world_size: int, address: str, results: Any) -> None:
+def _rank(
+    config: TrainConfig, run_dir: Path, place: tuple[int, int, str], stop_after: int | None, results: Any
+) -> None:
     torch.set_num_threads(1)
     history: list[tuple[int, list[float]]] = []
-    with Parallel(rank, world_size, rank, address) as parallel:
-        train_stage(config, "first", run_dir, parallel, lambda r: history.append((r.step, r.losses.tolist())))
+    rank, world_size, address = place
+
+    def observe(report: StepReport) -> None:
+        history.append((report.step, report.losses.tolist()))
+        if report.step == stop_after:
+            raise InterruptionError
+
+    try:
+        with Parallel(rank, world_size, rank, address) as parallel:
+            train_stage(config, "first", run_dir, parallel, observe)
+    except InterruptionError:
+        pass
     results.put((rank, history))
 
 
-def train_together(config: TrainConfig, run_dir: Path, world_size: int) -> list[list[tuple[int, list[float]]]]:
+def train_together(
+    config: TrainConfig, run_dir: Path, world_size: int, stop_after: int | None = None
+) -> list[list[tuple[int, list[float]]]]:
     """Train the first stage in `world_size` gloo processes; every rank's history."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     run_dir.mkdir(parents=True, exist_ok=True)
-    address = f"file://{run_dir}/rendezvous_{world_size}"
+    address = f"file://{run_dir}/rendezvous_{world_size}_{stop_after}"
     processes = [
-        context.Process(target=_rank, args=(config, run_dir, rank, world_size, address, results))
+        context.Process(target=_rank, args=(config, run_dir, (rank, world_size, address), stop_after, results))
         for rank in range(world_size)
     ]
     for process in processes:

@@ -74,6 +74,17 @@ def test_loaded_statistics_are_the_ones_that_move() -> None:
     assert int(net[4].num_batches_tracked) == 4
 
 
+def test_an_overflowing_forward_pass_leaves_the_statistics_as_they_were() -> None:
+    net = model()
+    statistics = RunningStatistics(net)
+    before = buffers(net)
+    net(BATCHES[0] * float("inf"))
+    statistics.add_forward()
+    statistics.finish_step(1, Parallel())
+    for name, value in buffers(net).items():
+        assert name.endswith("num_batches_tracked") or torch.equal(value, before[name])
+
+
 def test_a_network_without_batch_norm_has_no_statistics() -> None:
     statistics = RunningStatistics(nn.Linear(2, 2))
     statistics.add_forward()

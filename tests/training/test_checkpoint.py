@@ -1,9 +1,13 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from agl_core.model import tensors
 from agl_core.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, verify_checkpoint
 
 
@@ -28,6 +32,38 @@ def test_the_newest_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     assert equal(loaded, state(11))
     assert skipped == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010", "step_00000011"]
+
+
+def test_a_damaged_later_checkpoint_does_not_crowd_out_a_new_one(tmp_path: Path) -> None:
+    for step in (800, 900):
+        damaged = save_checkpoint(tmp_path, state(step))
+        (damaged / "model.safetensors").write_bytes(b"")
+    saved = save_checkpoint(tmp_path, state(300), keep=1)
+    loaded, skipped = load_checkpoint(tmp_path)
+    assert loaded is not None
+    assert equal(loaded, state(300))
+    assert skipped == []
+    assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_files_have_the_mode_of_the_users_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        saved = save_checkpoint(tmp_path, state(1))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o640}
+
+
+def test_a_full_disk_is_the_operating_systems_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_checkpoint(tmp_path, state(1))
+    assert caught.value.errno == errno.ENOSPC
+    assert load_checkpoint(tmp_path) == (None, [])
 
 
 def test_nothing_is_loaded_from_nothing(tmp_path: Path) -> None:
