@@ -197,7 +197,9 @@ class PrepareConfig:
 class PredictConfig:
     """`python launch.py predict`: write AGL and VFLOW for every image of a split."""
 
-    run: str = option("", "name of the run whose weights to use", required=True)
+    run: str = option(
+        "", "name of the run whose weights to use; only the path of a weights file does without", required=True
+    )
     runs: str = option("runs", "folder of all runs")
     weights: str = option("best", "best, last, <stage>/best, <stage>/last, or the path of a weights file")
     data: str = option("", "folder of the data set", required=True)
@@ -208,7 +210,11 @@ class PredictConfig:
     unit: str = option("cm", "cm: uint16 centimetres and px/cm; m: float32 metres and px/m", choices=("cm", "m"))
     window: int = option(0, "predict in overlapping windows of this side, pixels; 0: whole images")
     overlap: int = option(128, "overlap of neighbouring windows, pixels")
-    precision: str = option("auto", "as in training", choices=("auto", "float32", "float16", "bfloat16"))
+    precision: str = option(
+        "auto",
+        "auto: the one that the training run was given, where this device has it, otherwise chosen as in training",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
     threads: int | None = option(None, "CPU threads; default: all cores")
 
 

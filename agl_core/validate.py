@@ -24,11 +24,12 @@ def at_least(least: int) -> Rule:
     return (lambda value: value >= least), f"{least} or more"
 
 
+SEED: Rule = (lambda value: 0 <= value < 2**32, f"0 to {2**32 - 1}")
 CROP: Rule = (lambda value: value > 0 and value % STRIDE == 0, f"a positive multiple of {STRIDE}")
 
 RULES: dict[type[Any], dict[str, Rule]] = {
     TrainConfig: {
-        "seed": NOT_NEGATIVE,
+        "seed": SEED,
         "folds": at_least(2),
         "fold": at_least(-1),
         "workers": NOT_NEGATIVE,
@@ -58,7 +59,7 @@ RULES: dict[type[Any], dict[str, Rule]] = {
     WorldConfig: {
         "tiles": at_least(1),
         "size": at_least(1),
-        "seed": NOT_NEGATIVE,
+        "seed": SEED,
         "cities": at_least(1),
         "views": at_least(1),
         "test_share": PROBABILITY,
@@ -119,6 +120,11 @@ def _check_train(config: TrainConfig) -> None:
             raise UserError(
                 f"{key}.micro_batch is {stage.micro_batch} but must divide {key}.batch, which is {stage.batch}: "
                 f"choose one of {', '.join(str(n) for n in range(1, stage.batch + 1) if stage.batch % n == 0)}"
+            )
+        if stage.micro_batch * (stage.crop // STRIDE) ** 2 < 2:
+            raise UserError(
+                f"{key}.crop is {stage.crop} and {key}.micro_batch {stage.micro_batch}: batch norm needs more than one "
+                f"value per channel at stride {STRIDE}, so take crops of {2 * STRIDE} or two of them"
             )
         if stage.schedule.floor > stage.optimizer.lr:
             raise UserError(

@@ -3,9 +3,10 @@
 import argparse
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
-from agl_core.config import TrainConfig
+from agl_core.config import PredictConfig, TrainConfig
 from agl_core.errors import UserError
 from agl_core.validate import validate
 from jobs import keys
@@ -87,6 +88,8 @@ def _stray(verb: Verb, word: str) -> str:
 
 def _check_required(verb: Verb, config: Any) -> None:
     for key in keys.scalars(verb.config):
+        if key.name == "run" and isinstance(config, PredictConfig) and Path(config.weights).suffix == ".safetensors":
+            continue  # a weights file says everything
         if key.field.metadata["required"] and getattr(config, key.name) == "":
             raise UserError(f"{verb.name} needs {option_name(key)} ({key.help}), for example: {verb.example}")
 

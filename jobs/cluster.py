@@ -1,12 +1,13 @@
 """Cluster configurations: where a job runs, with which resources and under which limits."""
 
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agl_core.config import option
 from agl_core.errors import UserError, valid_choice
+from agl_core.machine import cores
 from jobs.settings import Assignments, apply_assignments, apply_mapping, named_file, read_mapping
 
 CLUSTERS = Path(__file__).parent.parent / "cluster_configs"
@@ -81,7 +82,7 @@ class ClusterConfig:
             return self.threads
         if self.cpus_per_process is not None:
             return self.cpus_per_process
-        return max(1, len(os.sched_getaffinity(0)) // self.processes)
+        return max(1, cores() // self.processes)
 
 
 def load_cluster(name: str, overrides: Assignments | None = None) -> ClusterConfig:
@@ -112,6 +113,9 @@ def check(config: ClusterConfig) -> None:
     for name in ("workers", "gpus_per_node", "signal_seconds"):
         if (value := getattr(config, name)) is not None and value < 0:
             raise UserError(f"{name} is {value}: must be 0 or more")
+    for name in config.environment:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UserError(f"environment has a variable {name!r}: use letters, digits and _, and no digit first")
     if config.executor == "slurm":
         _check_slurm(config)
         return

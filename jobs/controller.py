@@ -12,6 +12,7 @@ from submitit.local.local import Controller
 
 from agl_core.files import write_json
 
+GRACE = 2.5  # seconds that the others have to end by themselves when a rank has failed: one of them may know why
 END_FILE = "end.json"
 PARENT = "AGL_PARENT"
 
@@ -31,10 +32,14 @@ class RankController(Controller):
             signal.signal(number, self._stop)
 
     def wait(self, freq: int = 50) -> Sequence[int | None]:
-        """Wait until all ranks have ended, one has failed, or nobody wants them any more; returns their exit codes."""
+        """Wait until all ranks have ended, one has failed a while ago, or nobody wants them any more; returns their
+        exit codes."""
+        failed: float | None = None
         while True:
             codes = [task.poll() for task in self.tasks]
-            if all(code is not None for code in codes) or any(codes):
+            if any(codes) and failed is None:
+                failed = time.monotonic()
+            if all(code is not None for code in codes) or (failed and time.monotonic() > failed + GRACE):
                 return codes
             if self.stopped or os.getppid() != self.parent:
                 return codes

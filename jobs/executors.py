@@ -6,13 +6,16 @@ import subprocess
 
 from agl_core.errors import UserError
 from jobs.cluster import ClusterConfig
-from jobs.local import fresh_folder, run_ranks, visible_gpus
+from jobs.local import check_gpus, fresh_folder, run_ranks, visible_gpus
+from jobs.lock import remember
 from jobs.pipeline import JobSpec
 from jobs.runs import Run
 from jobs.sbatch import parameters, prepare_cpus, sbatch_text
 from jobs.stages import Place, PrepareJob, StageJob, train_here
 
 UNLIMITED_TIMEOUTS = 1_000_000  # submitit would not requeue a job that was warned of its time limit more often
+
+CACHES = ("HF_HOME", "HF_HUB_CACHE")
 
 
 def execute(chain: list[JobSpec], run: Run, cluster: ClusterConfig) -> None:
@@ -28,7 +31,9 @@ def execute(chain: list[JobSpec], run: Run, cluster: ClusterConfig) -> None:
 
 
 def check_place(cluster: ClusterConfig) -> None:
-    """Raise a `UserError` if jobs cannot be submitted from this machine."""
+    """Raise a `UserError` if jobs cannot be submitted from this machine, or it has too few GPUs for the processes."""
+    if cluster.executor == "local":
+        check_gpus(cluster, {**os.environ, **cluster.environment})
     if cluster.executor == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise UserError(
             "there is no Slurm here (sbatch and srun are not found): submit from a login node, "
@@ -37,11 +42,13 @@ def check_place(cluster: ClusterConfig) -> None:
 
 
 def enter(cluster: ClusterConfig) -> None:
-    """Give this process the environment of the job that it runs itself; torch reads it when it is imported."""
+    """Give this process what it needs of the environment of the jobs; torch and others read it when imported."""
     if cluster.executor == "debug":
         os.environ.update(cluster.environment)
         if (visible := visible_gpus(cluster, dict(os.environ))) is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    elif cluster.executor == "slurm":  # weights are fetched here to where the jobs will look for them
+        os.environ.update({name: cluster.environment[name] for name in CACHES if name in cluster.environment})
 
 
 def submit_chain(chain: list[JobSpec], run: Run, cluster: ClusterConfig) -> list[str]:
@@ -61,6 +68,7 @@ def submit_chain(chain: list[JobSpec], run: Run, cluster: ClusterConfig) -> list
         call = StageJob(run.path, job.name) if job.trains else PrepareJob(run.path, prepare_cpus(cluster))
         try:
             submitted[job.name] = executor.submit(call).job_id
+            remember(run, submitted)
         except (FailedJobError, FailedSubmissionError) as error:
             if submitted:
                 subprocess.run(["scancel", *submitted.values()], check=False)

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, cast
@@ -119,6 +120,32 @@ def visible_gpus(cluster: ClusterConfig, outside: dict[str, str]) -> str | None:
     return ",".join(devices[: cluster.gpus_per_node])
 
 
+def check_gpus(cluster: ClusterConfig, outside: dict[str, str]) -> None:
+    """Raise a `UserError` if there are GPUs, but fewer than processes: no two of them can share one."""
+    gpus = count_gpus(cluster, outside)
+    if 0 < gpus < cluster.processes:
+        raise UserError(
+            f"this machine has {gpus} GPU{'s' * (gpus > 1)} for {cluster.processes} processes: set "
+            f"cluster.processes={gpus}, or cluster.gpus_per_node=0 for the CPU"
+        )
+
+
+def count_gpus(cluster: ClusterConfig, outside: dict[str, str]) -> int:
+    """How many GPUs the ranks will see; 0 where NVIDIA's driver shows none."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    installed = sum(line.startswith("GPU ") for line in listed.splitlines())
+    visible = visible_gpus(cluster, outside)
+    visible = outside.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
+    if visible is None:
+        return installed
+    # CUDA takes the devices before the first name that is none.
+    named = takewhile(lambda name: name.strip() not in ("", "-1", "NoDevFiles"), visible.split(","))
+    return min(installed, len(list(named)))
+
+
 def fresh_folder(parent: Path, name: str) -> Path:
     """`<parent>/<name>.<k>` with the first k from 1 that nothing uses; it is not created."""
     number = 1
@@ -164,8 +191,8 @@ def _judge(job: "LocalJob[None]", folder: Path, processes: int) -> None:
     failed = [(rank, code) for rank, code in enumerate(codes) if code]
     if not failed:
         return
-    # A killed rank is a cause; what the others then say is a consequence.
-    rank, code = min(failed, key=lambda entry: (entry[1] > 0, entry[0]))
+    # A user's mistake is the cause, then a rank that was killed; what the others say are consequences.
+    rank, code = min(failed, key=lambda entry: (entry[1] != 2, entry[1] > 0, entry[0]))
     lines = last_lines(Path(job.task(rank).paths.stderr))
     if code == 2 and lines and lines[-1].startswith("error: "):
         raise UserError("" if rank == 0 else lines[-1].removeprefix("error: "))

@@ -44,6 +44,16 @@ class Run:
         """The scalars for TensorBoard."""
         return self.path / "tensorboard"
 
+    @property
+    def lock(self) -> Path:
+        """The file that the process that trains the run holds a lock on; it says which process."""
+        return self.path / "lock"
+
+    @property
+    def submitted(self) -> Path:
+        """The jobs that were submitted to Slurm last: their ids by name."""
+        return self.jobs / "submitted.json"
+
     def checkpoints(self, stage: str) -> Path:
         """The folder of the complete states of a stage."""
         return self.path / "checkpoints" / stage
@@ -59,6 +69,10 @@ class Run:
     def exists(self) -> bool:
         """Whether the run has been created."""
         return self.config_file.exists()
+
+    def begun(self) -> bool:
+        """Whether anything was trained in it: until then its configuration commits to nothing."""
+        return any(path.exists() for path in (self.events, self.path / "checkpoints", self.path / "stages"))
 
     def config(self) -> TrainConfig:
         """The run's configuration."""
@@ -91,13 +105,15 @@ def default_name(config: TrainConfig) -> str:
 
 
 def check_same_run(run: Run, config: TrainConfig) -> None:
-    """Raise a `UserError` if the run exists and `config` would make another one of it.
+    """Raise a `UserError` if the run has begun and `config` would make another one of it.
 
     Only keys that are part of a run's identity count: where and how fast it runs may change.
     """
     if not run.exists():
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if run.path.exists() and (not run.path.is_dir() or any(path != run.lock for path in run.path.iterdir())):
             raise UserError(f"{run.path} exists but is no run (it has no config.yaml): choose another --run")
+        return
+    if not run.begun():  # it was refused after its creation: what mends that must not be refused
         return
     found = differences(run.config(), config)
     if found:
@@ -115,14 +131,14 @@ def create(run: Run, config: TrainConfig) -> list[str]:
     """Create the run with this configuration, or open it for continuing; returns notes for the user.
 
     After this returns, config.yaml holds all of `config` and survives a power cut; if it raises, nothing was changed.
-    A run that is continued takes over the values that are not part of its identity.
+    A run that has not begun takes over all values, one that is continued those that are not part of its identity.
 
     Raises:
         UserError: the name is in use with another configuration, or the folder cannot be written to.
     """
     check_same_run(run, config)
     notes: list[str] = []
-    if run.exists():
+    if run.exists() and run.begun():
         before = run.config()
         notes.append(f"run {run.name} continues in {run.path}")
         notes += [

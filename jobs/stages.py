@@ -2,15 +2,20 @@
 
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 from agl_core.config import PrepareConfig
 from agl_core.errors import UserError
 from jobs.runs import Run
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 RENDEZVOUS = "AGL_RENDEZVOUS"  # where the processes of a job on one machine meet; fresh for every job
 FIRST_PORT, PORTS = 20000, 10000  # below the ports that Linux gives to outgoing connections
@@ -26,8 +31,25 @@ class Place:
     init_method: str | None
 
 
+class Resubmitted(ABC):
+    """A job that Slurm takes back at its time limit or for a more important one, and starts again later.
+
+    submitit requeues nothing that has no `checkpoint`.
+    """
+
+    @abstractmethod
+    def __call__(self) -> None:
+        """Do the job, or what is left of it."""
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """What to start again: the same, since everything worth keeping is on the disk already."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
 @dataclass(frozen=True)
-class StageJob:
+class StageJob(Resubmitted):
     """Train one stage of the run in `run_dir`, as one of the processes of a submitit job."""
 
     run_dir: Path
@@ -40,7 +62,7 @@ class StageJob:
 
 
 @dataclass(frozen=True)
-class PrepareJob:
+class PrepareJob(Resubmitted):
     """Build the store of the run in `run_dir` from its data set."""
 
     run_dir: Path

@@ -3,7 +3,8 @@
 from agl_core.config import TrainConfig
 from jobs.cluster import ClusterConfig
 from jobs.executors import check_place, describe, enter, execute
-from jobs.pipeline import check_inputs, plan, settle, store_missing
+from jobs.lock import hold
+from jobs.pipeline import check_inputs, fetch_encoder_weights, plan, settle, store_missing
 from jobs.runs import check_same_run, create, run_of
 
 
@@ -18,7 +19,7 @@ def train(config: TrainConfig, cluster: ClusterConfig) -> None:
     run = run_of(config)
     config = settle(config, cluster, run)
     check_same_run(run, config)
-    missing = store_missing(config)
+    missing = store_missing(config, cluster)
     chain = plan(config, run, missing and cluster.executor == "slurm")
     if not chain:
         print(f"nothing to do: run {run.name} is finished ({run.path})")
@@ -35,8 +36,11 @@ def train(config: TrainConfig, cluster: ClusterConfig) -> None:
         return
     check_place(cluster)
     check_inputs(config, cluster)
-    for note in create(run, config):
-        print(note, flush=True)
-    execute(chain, run, cluster)
+    if cluster.executor == "slurm":
+        fetch_encoder_weights(config, chain)
+    with hold(run):
+        for note in create(run, config):
+            print(note, flush=True)
+        execute(chain, run, cluster)
     if cluster.executor != "slurm":
         print(f"run {run.name} is finished; next: python launch.py predict --run {run.name} --data DATA --out FOLDER")

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = [
-    ["agl_core.errors", "agl_core.files"],
+    ["agl_core.errors", "agl_core.files", "agl_core.machine"],
     ["agl_core.config", "agl_core.geometry"],
     ["agl_core.reporting"],
     ["agl_core.data"],

@@ -29,6 +29,9 @@ ACCEPTED = [
     {},
     {"fold": -1},
     {"fold": 39},
+    {"seed": 2**32 - 1},
+    {"stages__a__crop": 32, "stages__a__micro_batch": 2},
+    {"stages__a__crop": 64, "stages__a__micro_batch": 1},
     {"workers": 0},
     {"stages__a__crop": 32},
     {"stages__a__batch": 6, "stages__a__micro_batch": 3},
@@ -52,7 +55,9 @@ REFUSED = [
     ({"fold": 40}, "fold is 40"),
     ({"fold": -2}, "fold is -2"),
     ({"folds": 1}, "folds is 1"),
-    ({"seed": -1}, "seed is -1"),
+    ({"seed": -1}, "seed is -1: must be 0 to 4294967295"),
+    ({"seed": 2**32}, "seed is 4294967296"),
+    ({"stages__a__crop": 32, "stages__a__micro_batch": 1}, "batch norm needs more than one value per channel"),
     ({"workers": -1}, "workers is -1"),
     ({"threads": 0}, "threads is 0"),
     ({"log_every": 0}, "log_every is 0"),
@@ -110,6 +115,8 @@ def test_every_rule_names_a_key_that_exists(config: type) -> None:
 def test_other_verbs_are_checked_too() -> None:
     with pytest.raises(UserError, match="tiles is 0"):
         validate(WorldConfig(tiles=0))
+    with pytest.raises(UserError, match="seed is 4294967296"):
+        validate(WorldConfig(seed=2**32))
     with pytest.raises(UserError, match="window is 33"):
         validate(PredictConfig(window=33))
     validate(PredictConfig(window=256))

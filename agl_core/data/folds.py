@@ -33,6 +33,8 @@ def assign_folds(records: Sequence[Placed], folds: int, by: str, seed: int) -> l
         folds: number of folds, 2 to the number of tiles (of places, if by "place").
         by: "city": every fold gets every city's share of tiles, shuffled; the same as scikit-learn's
             `StratifiedKFold(folds, shuffle=True, random_state=seed)` (0.22 and later), which the reference uses.
+            That is the reference's assignment only where the order is the reference's too: it takes the rows as its
+            CSV file has them, this project sorts the catalogue and the store by id.
             "place": all tiles of a place are in one fold; the folds are as even as that allows in tiles per city.
         seed: seed of the shuffle, 0 to 2**32 - 1.
 

@@ -21,6 +21,7 @@ from agl_core.data.catalog import TileRecord, cities, read_catalog
 from agl_core.data.store import StoreEntry, StoreWriter
 from agl_core.data.tiles import UNITS, UNKNOWN, read_agl_counted, read_rgb, read_vflow
 from agl_core.errors import UserError, valid_choice
+from agl_core.machine import cores
 from agl_core.reporting.progress import Progress
 
 MOST_LISTED = 20
@@ -63,12 +64,13 @@ def prepare(config: PrepareConfig) -> Path:
         todo = [record for record in records if finished.get(record.id) != sources[record.id]]
         stale = [tile for tile in finished if finished[tile] != sources.get(tile)]  # changed or gone
         if todo or stale or not writer.sealed:
+            was_usable = writer.sealed
             writer.unseal()
             for tile in stale:
                 writer.remove(tile)
             bad = _write_tiles(writer, todo, len(records), config)
             if bad:
-                raise UserError(_describe_bad(bad, data))
+                raise UserError(_describe_bad(bad, data) + (_no_longer_usable(folder) if was_usable else ""))
             writer.seal()
         else:
             print(f"store {folder} is up to date: {len(records)} tiles, nothing to do")
@@ -78,7 +80,7 @@ def prepare(config: PrepareConfig) -> Path:
 
 def _write_tiles(writer: StoreWriter, todo: list[TileRecord], total: int, config: PrepareConfig) -> list[str]:
     """Decode and write; return what is wrong with the tiles that could not be read."""
-    workers = min(config.workers or len(os.sched_getaffinity(0)), max(len(todo), 1))
+    workers = min(config.workers or cores(), max(len(todo), 1))
     bad = []
     with (
         Progress("prepare", total=total, unit="tiles", start=total - len(todo)) as progress,
@@ -118,8 +120,10 @@ def _decode_all(records: list[TileRecord], unit: str, workers: int) -> Generator
 
 
 def _start_worker() -> None:
-    """Leave the keyboard to the parent, stay on one core, and do not outlive a parent that is killed."""
+    """Leave keyboard and warnings to the parent, stay on one core, and do not outlive a parent that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A cluster warns all processes of a job of its time limit with USR2; the parent answers for all.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     os.environ["GDAL_NUM_THREADS"] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -195,6 +199,13 @@ def _describe_bad(bad: list[str], data: Path) -> str:
         return bad[0]
     more = f"; and {len(bad) - MOST_LISTED} more" if len(bad) > MOST_LISTED else ""
     return f"{len(bad)} tiles of {data} are bad: " + "; ".join(bad[:MOST_LISTED]) + more
+
+
+def _no_longer_usable(folder: Path) -> str:
+    return (
+        f"; until that is mended, or the rows of these tiles are removed, and prepare is run again, the store {folder} "
+        "cannot be used for training"
+    )
 
 
 def _print_summary(writer: StoreWriter, folder: Path) -> None:

@@ -7,6 +7,7 @@ are seeded from `SeedSequence` spawn keys.
 """
 
 import random
+import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,5 +87,8 @@ class WorkerInit:
     rank: int
 
     def __call__(self, worker: int) -> None:
-        """Seed this process as worker number `worker`."""
+        """Seed this process as worker number `worker`, and leave the cluster's warnings to the parent."""
+        # USR2 says to all processes of a job that its time is up. A forked worker has inherited the handler of the
+        # rank, and would hand the job back to the queue once more. TERM stays: it is how the parent ends its workers.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         seed_worker(self.seed, self.stage, self.epoch, self.rank, worker)

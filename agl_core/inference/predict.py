@@ -60,8 +60,9 @@ def predict(config: PredictConfig) -> None:
     for city in sorted({record.city for record in records}):
         city_index(model, city)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = config.precision if config.precision != "auto" else trained_precision(metadata, device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    predictor = Predictor(model, max_agl(metadata), config.window, config.overlap, config.precision, device)
+    predictor = Predictor(model, max_agl(metadata), config.window, config.overlap, precision, device)
     writer = PredictionWriter(writable_folder(Path(config.out), "--out"), config.unit)
     writer.clear(record.id for record in records)
     with _cpu_threads(config.threads):
@@ -99,6 +100,12 @@ def max_agl(metadata: Mapping[str, Any]) -> dict[str, float]:
     """Highest height by city, metres, as the weights were trained with; the default of training where not recorded."""
     recorded = metadata.get("config", {}).get("max_agl")
     return dict(recorded) if recorded else TrainConfig().max_agl
+
+
+def trained_precision(metadata: Mapping[str, Any], device: torch.device) -> str:
+    """The precision that the training run was given; auto where it was given none or one that `device` has not."""
+    recorded = str(metadata.get("config", {}).get("precision", "auto"))
+    return "auto" if recorded == "float16" and device.type == "cpu" else recorded
 
 
 def _stages(path: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """The official score of predictions on disk."""
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from agl_core.data.tiles import UNITS, read_agl, read_vflow
 from agl_core.errors import UserError, valid_choice
 from agl_core.files import writable_folder, write_json
 from agl_core.geometry import Pose
+from agl_core.machine import cores
 from agl_core.reporting.progress import Progress
 from agl_core.scoring.score import CityScore, ImageResult, Score, best_constant, score
 from agl_core.scoring.sums import image_sums
@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> Score:
         return _judge(image, cities(image), predictions, truth, config.unit)
 
     # Decoding is most of the work and leaves the interpreter's lock alone.
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(8, cores())
     with ThreadPoolExecutor(threads) as pool, Progress("evaluate", total=len(ids), unit="images") as progress:
         results, problems = [], []
         for judged in pool.map(judge, ids):
@@ -63,6 +63,7 @@ def evaluate(config: EvaluateConfig) -> Score:
 
     reached, constant = score(results), best_constant(results)
     if json_path is not None:
+        writable_folder(json_path.parent, "--json")
         write_json(json_path, {**reached.as_json(), "best_constant": constant.as_json()})
     # A log file has no width of its own; the table must not be folded into it at 80 columns.
     console = Console()
@@ -112,11 +113,12 @@ def _folder(path: str, option: str) -> Path:
 
 
 def _json_path(path: str) -> Path | None:
+    """Where to write the score; that it can be is made sure in the nearest folder that exists, without a trace."""
     if not path:
         return None
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder: give the name of a file with --json")
-    writable_folder(Path(path).parent, "--json")
+    writable_folder(next(folder for folder in Path(path).absolute().parents if folder.exists()), "--json")
     return Path(path)
 
 

@@ -1,6 +1,5 @@
 """This process among the others: its rank, its device, and the few collectives that training needs."""
 
-import os
 import warnings
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from agl_core.errors import UserError
+from agl_core.machine import cores
 
 
 @dataclass
@@ -96,5 +96,4 @@ class Parallel:
 
 def default_threads(local_processes: int = 1) -> int:
     """CPU threads for each of the processes of this machine, of the cores that this job may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // local_processes)
+    return max(1, cores() // local_processes)

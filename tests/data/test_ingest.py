@@ -231,8 +231,11 @@ def test_a_sealed_store_that_meets_a_bad_tile_is_no_longer_sealed(data: Path, ch
     prepare(PrepareConfig(data=str(data), workers=1))
     (data / "geopose_train.csv").write_text(table)
     (data / "train" / "ARG_b_RGB.tif").write_bytes(b"broken")
-    with pytest.raises(UserError, match="ARG_b"):
+    with pytest.raises(
+        UserError, match=r"ARG_b.*prepare is run again, the store .*/store cannot be used for"
+    ) as refusal:
         prepare(PrepareConfig(data=str(data), workers=1))
+    assert "\n" not in str(refusal.value)
     with pytest.raises(UserError, match="not finished"):
         Store(data / "store")
 
@@ -293,6 +296,17 @@ def test_decoders_do_not_outlive_a_parent_that_is_killed(data: Path) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
     assert ended.returncode == -signal.SIGKILL
+
+
+def test_decoders_leave_the_cluster_s_warning_to_their_parent() -> None:
+    code = (
+        "import os, signal\n"
+        "from agl_core.data import ingest\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: os._exit(3))\n"
+        "ingest._start_worker()\n"
+        "signal.raise_signal(signal.SIGUSR2)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_decoders_do_not_load_torch() -> None:

@@ -11,7 +11,7 @@ from agl_core.data.tiles import read_agl, read_rgb, read_vflow, write_agl, write
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
 from agl_core.inference import predict as predict_module
-from agl_core.inference.predict import find_weights, max_agl, predict
+from agl_core.inference.predict import find_weights, max_agl, predict, trained_precision
 from agl_core.inference.predictor import Predictor
 from agl_core.scoring.evaluate import evaluate
 from agl_core.scoring.score import ImageResult, score
@@ -129,6 +129,47 @@ def test_heights_end_where_the_weights_say(config, load, tmp_path):
     highest = {image: read_agl(tmp_path / "out" / f"{image}_AGL.tif", "cm").max() for image in IDS}
     assert highest == {"A_a": 9000, "A_c": 9000, "B_b": 4000}
     assert max_agl({})["default"] == 200.0
+
+
+@pytest.mark.parametrize(
+    ("given", "trained", "used"),
+    [
+        ("auto", {"precision": "bfloat16"}, torch.bfloat16),
+        ("auto", {"precision": "auto"}, torch.float32),
+        ("auto", {"precision": "float16"}, torch.float32),  # which a CPU has not
+        ("auto", {}, torch.float32),
+        ("float32", {"precision": "bfloat16"}, torch.float32),
+    ],
+)
+def test_the_precision_is_that_of_the_training_run_unless_another_is_asked_for(
+    config, load, monkeypatch, given, trained, used
+):
+    seen = []
+
+    class LinearNet(PointwiseNet):
+        def forward(self, image, city, gsd):
+            seen.append(torch.nn.functional.linear(torch.ones(1, 2), torch.ones(1, 2)).dtype)
+            return super().forward(image, city, gsd)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    load(LinearNet(), {"config": trained})
+    config.precision = given
+    predict(config)
+    assert set(seen) == {used}
+
+
+def test_a_gpu_predicts_in_the_float16_of_training():
+    assert trained_precision({"config": {"precision": "float16"}}, torch.device("cuda")) == "float16"
+
+
+def test_a_weights_file_needs_no_run(config, load, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_text("")
+    asked = load(PointwiseNet())
+    config.run, config.runs, config.weights = "", "nowhere", str(path)
+    predict(config)
+    assert asked == [path]
+    assert len(written(config)) == 2 * len(IDS)
 
 
 def test_a_city_that_the_model_does_not_know_is_refused_before_any_work(config, load, tmp_path):

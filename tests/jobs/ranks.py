@@ -47,6 +47,36 @@ class Fail:
 
 
 @dataclass(frozen=True)
+class Consequence:
+    """Rank 0 fails since rank 1 is about to end with a user's mistake, and is the first to be through."""
+
+    folder: Path
+
+    def __call__(self) -> None:
+        rank = find_place().rank
+        (self.folder / f"rank{rank}.pid").write_text(str(os.getpid()))
+        if rank == 0:
+            raise RuntimeError("connection closed by peer")
+        while not _ended(int(_text(self.folder / "rank0.pid"))):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        with quiet_ends():
+            raise UserError("tile x: no")
+
+
+def _text(path: Path) -> str:
+    while not path.exists() or not path.read_text():
+        time.sleep(0.02)
+    return path.read_text()
+
+
+def _ended(pid: int) -> bool:
+    """Whether the process is gone, or a zombie of which only its parent has not taken notice."""
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+@dataclass(frozen=True)
 class Sleep:
     """Every rank says that it is there, and waits for ever."""
 

@@ -58,6 +58,7 @@ UNDERSTOOD = [
     ("world --out w", "workers", None),
     ("prepare --data d unit=m", "unit", "m"),
     ("predict --run r --data d --out o --window 512", "window", 512),
+    ("predict --weights a/b.safetensors --data d --out o", "run", ""),
     ("evaluate --predictions p --truth t --json s.json", "json", "s.json"),
 ]
 
@@ -89,7 +90,7 @@ def test_keys_of_the_cluster_go_over_those_of_its_file() -> None:
     request = parse(["--recipe", "demo", "--cluster", "local", "cluster.processes=1", "cluster.environment.A=b"])
     assert request.cluster.processes == 1
     assert request.cluster.environment == {"A": "b"}
-    assert parse(["--recipe", "demo", "--cluster", "local"]).cluster.processes == 2
+    assert parse(["--recipe", "kbrodt", "--cluster", "local"]).cluster.processes == 2
 
 
 REFUSED = [
@@ -130,6 +131,9 @@ REFUSED = [
     ("some/path", ["'some/path' is neither", "key=value"]),
     ("world", ["world needs --out", "example"]),
     ("predict --run r --data d", ["predict needs --out"]),
+    ("predict --weights last --data d --out o", ["predict needs --run"]),
+    ("predict --weights a.safetensors --data d", ["predict needs --out"]),
+    ("'cluster.environment={a-b: c}'", ["cluster debug", "'a-b'", "letters, digits and _"]),
     ("world --out x --format png", ["unknown format 'png'", "tif, j2k"]),
     ("predict --run r --data d --out o --window 100", ["window is 100", "multiple of 32"]),
     ("predict --run r --data d --out o --window 128", ["overlap is 128", "less than the window"]),

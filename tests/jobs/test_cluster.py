@@ -24,7 +24,7 @@ def test_the_slurm_example_is_one_node_with_four_gpus() -> None:
 
 
 def test_threads_are_as_configured_else_the_cores_of_a_process_else_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr("jobs.cluster.cores", lambda: 12)
     assert ClusterConfig(processes=4).default_threads() == 3
     assert ClusterConfig(processes=20).default_threads() == 1
     assert ClusterConfig(processes=4, cpus_per_process=5).default_threads() == 5
@@ -63,6 +63,8 @@ REFUSED = [
     ("slurm", "sbatch.exclusive=[1]", "true for a bare flag"),
     ("slurm", "setup=module", "must be a list"),
     ("slurm", "partitions=gpu", "mean partition?"),
+    ("local", "'environment={1A: b}'", "environment has a variable '1A'"),
+    ("slurm", "'environment={\"A B\": c}'", "environment has a variable 'A B'"),
 ]
 
 

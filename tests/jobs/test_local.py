@@ -12,9 +12,9 @@ import pytest
 from agl_core.errors import UserError
 from jobs.cluster import ClusterConfig
 from jobs.failure import JobError
-from jobs.local import FollowedLog, environment, fresh_folder, last_lines, run_ranks, visible_gpus
+from jobs.local import FollowedLog, check_gpus, environment, fresh_folder, last_lines, run_ranks, visible_gpus
 from jobs.sbatch import ROOT
-from tests.jobs.ranks import Fail, Report
+from tests.jobs.ranks import Consequence, Fail, Report
 
 TWO = ClusterConfig(executor="local", processes=2, environment={"SITE": "here"})
 
@@ -69,6 +69,11 @@ def test_one_rank_that_fails_ends_the_others_and_says_why(
     assert wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path)))
 
 
+def test_a_mistake_is_said_even_if_a_rank_that_suffers_from_it_ends_first(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tile x: no"):
+        run_ranks(Consequence(tmp_path), tmp_path / "jobs", TWO)
+
+
 LAUNCHER = """
 import sys
 from pathlib import Path
@@ -116,6 +121,50 @@ def test_gpus_that_are_visible_stay_visible_as_far_as_they_are_wanted(
     assert visible_gpus(ClusterConfig(executor="local", gpus_per_node=gpus), around) == inside
     left = environment(ClusterConfig(executor="local", gpus_per_node=gpus), around, "file:///x")
     assert left.get("CUDA_VISIBLE_DEVICES") == (outside if inside is None else inside)
+
+
+def install_gpus(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose driver shows so many GPUs."""
+    tool = folder / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {n}: Tesla V100 (UUID: GPU-{n})'\n" for n in range(count)))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+GPUS = [
+    # installed, gpus_per_node, CUDA_VISIBLE_DEVICES outside, processes, how many there are said to be if too few
+    (1, None, None, 2, "1 GPU for 2 processes: set cluster.processes=1, or cluster.gpus_per_node=0"),
+    (2, None, None, 3, "2 GPUs for 3 processes: set cluster.processes=2"),
+    (4, None, "3", 2, "1 GPU for 2"),
+    (4, None, "0,-1,2", 2, "1 GPU for 2"),
+    (1, 2, None, 2, "1 GPU for 2"),
+    (2, None, None, 2, None),
+    (4, 2, None, 2, None),
+    (0, None, None, 2, None),
+    (1, 0, None, 2, None),
+    (1, None, "", 2, None),
+    (1, None, "-1", 2, None),
+]
+
+
+@pytest.mark.parametrize(("installed", "wanted", "outside", "processes", "words"), GPUS)
+def test_more_processes_than_gpus_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed, wanted, outside, processes, words
+) -> None:
+    install_gpus(tmp_path, installed, monkeypatch)
+    around = {} if outside is None else {"CUDA_VISIBLE_DEVICES": outside}
+    cluster = ClusterConfig(executor="local", processes=processes, gpus_per_node=wanted)
+    if words is None:
+        check_gpus(cluster, around)
+        return
+    with pytest.raises(UserError) as refusal:
+        check_gpus(cluster, around)
+    assert words in str(refusal.value)
+
+
+def test_a_machine_without_the_driver_has_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_gpus(TWO, {"CUDA_VISIBLE_DEVICES": "0"})
 
 
 def test_the_project_comes_first_on_the_python_path_of_the_ranks() -> None:

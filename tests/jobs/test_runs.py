@@ -16,6 +16,10 @@ def config(tmp_path: Path, **values: object) -> TrainConfig:
     return replace(TrainConfig(run="first", runs=str(tmp_path / "runs"), recipe="demo", stages=stages), **values)
 
 
+def begin(run: Run) -> None:
+    run.events.write_text("{}\n")
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -33,7 +37,7 @@ def test_the_same_configuration_opens_the_run_again_and_changes_nothing(tmp_path
     asked = config(tmp_path)
     run = run_of(asked)
     create(run, asked)
-    (run.path / "events.jsonl").write_text("{}\n")
+    begin(run)
     before = tree(run.path)
     assert create(run, asked) == [f"run first continues in {run.path}"]
     assert tree(run.path) == before
@@ -42,6 +46,7 @@ def test_the_same_configuration_opens_the_run_again_and_changes_nothing(tmp_path
 def test_where_and_how_fast_a_run_runs_may_change(tmp_path: Path) -> None:
     run = run_of(config(tmp_path))
     create(run, config(tmp_path, data="/old", store="/old/store"))
+    begin(run)
     moved = config(tmp_path, data="/new", store="/old/store", cluster="slurm", workers=9, threads=2)
     assert create(run, moved) == [f"run first continues in {run.path}", "data was /old and is now /new"]
     assert run.config() == moved
@@ -50,6 +55,7 @@ def test_where_and_how_fast_a_run_runs_may_change(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_with_the_first_keys_that_differ(tmp_path: Path) -> None:
     run = run_of(config(tmp_path))
     create(run, config(tmp_path))
+    begin(run)
     before = tree(run.path)
     other = config(tmp_path, seed=1, encoder="resnet18", fold=3)
     other.stages["a"].optimizer.lr = 0.5
@@ -63,6 +69,24 @@ def test_another_configuration_is_refused_with_the_first_keys_that_differ(tmp_pa
     assert "(and 1 more)" in message
     assert "--run" in message
     assert tree(run.path) == before
+
+
+def test_a_run_in_which_nothing_was_trained_takes_another_configuration(tmp_path: Path) -> None:
+    run = run_of(config(tmp_path))
+    create(run, config(tmp_path))
+    run.jobs.mkdir()
+    mended = config(tmp_path, seed=1, folds=3)
+    assert create(run, mended) == [f"run first begins in {run.path}"]
+    assert run.config() == mended
+
+
+@pytest.mark.parametrize("trace", ["events.jsonl", "checkpoints", "stages"])
+def test_whatever_training_leaves_commits_the_run_to_its_configuration(tmp_path: Path, trace: str) -> None:
+    run = run_of(config(tmp_path))
+    create(run, config(tmp_path))
+    (run.path / trace).mkdir()
+    with pytest.raises(UserError, match="in use with another configuration"):
+        create(run, config(tmp_path, seed=1))
 
 
 def test_a_difference_deep_in_a_stage_is_named(tmp_path: Path) -> None:
@@ -105,6 +129,7 @@ def test_a_run_whose_configuration_cannot_be_read_is_refused(tmp_path: Path) -> 
     asked = config(tmp_path)
     run = run_of(asked)
     create(run, asked)
+    begin(run)
     run.config_file.write_text("future_key: 1\n")
     with pytest.raises(UserError, match=r"config.yaml: unknown key 'future_key'"):
         create(run, asked)
@@ -165,11 +190,14 @@ def test_everything_of_a_run_lies_below_its_folder(tmp_path: Path) -> None:
     places = [
         run.events,
         run.jobs,
+        run.submitted,
+        run.lock,
         run.tensorboard,
         run.checkpoints("a"),
         run.weights("a", "best"),
         run.stage_record("a"),
     ]
     assert [str(place.relative_to(run.path)) for place in places] == [
-        "events.jsonl", "jobs", "tensorboard", "checkpoints/a", "weights/a/best.safetensors", "stages/a.json",
+        "events.jsonl", "jobs", "jobs/submitted.json", "lock", "tensorboard",
+        "checkpoints/a", "weights/a/best.safetensors", "stages/a.json",
     ]  # fmt: skip

@@ -91,8 +91,18 @@ def test_everything_that_is_wrong_is_listed_at_once_and_nothing_is_written(tmp_p
     ):
         assert name in line
         assert wrong in line
-    assert not (tmp_path / "out" / "score.json").exists()
+    assert not (tmp_path / "out").exists()
     assert "R2" not in capsys.readouterr().out
+
+
+def test_the_folders_of_the_json_are_made_when_there_is_something_to_write(tmp_path, images):
+    config = write_images(tmp_path, images)
+    config.json = str(tmp_path / "new" / "deep" / "score.json")
+    before = sorted(tmp_path.rglob("*"))
+    reached = evaluate(config)
+    assert json.loads((tmp_path / "new" / "deep" / "score.json").read_text())["score"] == reached.score
+    made = [tmp_path / "new", tmp_path / "new" / "deep", tmp_path / "new" / "deep" / "score.json"]
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, *made])
 
 
 def test_a_nan_in_metres_is_a_hole(tmp_path, images):
@@ -203,7 +213,11 @@ def test_a_place_where_the_json_cannot_be_written_is_refused_before_any_image_is
     for path in (tmp_path / "predicted").iterdir():
         path.write_bytes(b"broken")  # which would be answered first if it had been read
     (tmp_path / "file").write_text("")
-    for json_path, answer in (("file/score.json", "--json"), ("predicted", "is a folder")):
+    for json_path, answer in (
+        ("file/score.json", "--json"),
+        ("file/new/score.json", "--json"),
+        ("predicted", "is a folder"),
+    ):
         config.json = str(tmp_path / json_path)
         with pytest.raises(UserError, match=answer) as refused:
             evaluate(config)

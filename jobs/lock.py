@@ -1,0 +1,73 @@
+"""One launch at a time: who trains a run, here or in the queue of Slurm."""
+
+import fcntl
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from agl_core.errors import UserError
+from agl_core.files import read_json, writable_folder, write_json
+from jobs.runs import Run
+
+PATIENCE = 60  # seconds for squeue to answer
+
+
+@contextmanager
+def hold(run: Run) -> Iterator[None]:
+    """Be the only process that trains the run or submits jobs for it; a folder of which no run became is removed.
+
+    The lock ends with the process, however it ends.
+
+    Raises:
+        UserError: another process holds the run, jobs of it are in the queue, or its folder cannot be written to.
+    """
+    writable_folder(run.path.parent, "--runs")
+    writable_folder(run.path, "--runs")
+    with run.lock.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = run.lock.read_text(encoding="utf-8").strip() or "which is just starting"
+            raise UserError(
+                f"run {run.name} is being trained by another process ({who}): wait until it ends, or choose another "
+                "--run"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks: training must be possible there too
+        try:
+            check_queue(run)
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
+            file.flush()
+            yield
+        finally:
+            if not run.exists():
+                run.lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    run.path.rmdir()
+
+
+def remember(run: Run, submitted: dict[str, str]) -> None:
+    """Keep the ids of the jobs that were submitted for the run, by name."""
+    write_json(run.submitted, submitted)
+
+
+def check_queue(run: Run) -> None:
+    """Raise a `UserError` if jobs of the run wait or run under Slurm; where Slurm does not answer, nothing is known."""
+    if not run.submitted.exists():
+        return
+    ids = [str(number) for number in read_json(run.submitted).values()]
+    try:
+        done = subprocess.run(
+            ["squeue", "-h", "-j", ",".join(ids), "-o", "%i"],
+            capture_output=True, text=True, timeout=PATIENCE, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):  # no Slurm here, or it has forgotten the jobs
+        return
+    if waiting := done.stdout.split():
+        raise UserError(
+            f"run {run.name} has jobs in the queue ({', '.join(waiting)}): wait until they end, or cancel them with "
+            f"scancel {' '.join(waiting)}"
+        )
