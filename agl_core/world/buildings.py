@@ -7,21 +7,22 @@ from agl_core.world.plot import Plot
 from agl_core.world.scene import FLAT, GABLE, GLAZED, HIP, SHED
 from agl_core.world.surface import Colour, linear
 
-# Walls and roofs as seen from above in the sun, 0..255; one palette per kind of city.
+# Walls and roofs as seen from above in the sun, 0..255; one palette per kind of city. Roofs are in the order of the
+# heights that they prefer: as in real cities, what covers a building says something about how high it is.
 WALLS: tuple[tuple[Colour, ...], ...] = (
     (linear(238, 220, 170), linear(232, 204, 150), linear(226, 190, 150), linear(240, 228, 190)),
     (linear(240, 216, 158), linear(232, 196, 132), linear(224, 176, 128), linear(242, 226, 184)),
     (linear(236, 212, 160), linear(226, 188, 130), linear(218, 170, 124), linear(240, 226, 188)),
 )
 PITCHED: tuple[tuple[Colour, ...], ...] = (
-    (linear(146, 82, 66), linear(106, 96, 92), linear(92, 92, 98), linear(120, 106, 100), linear(140, 90, 78)),
-    (linear(158, 84, 64), linear(166, 94, 74), linear(146, 78, 64), linear(104, 104, 108), linear(116, 136, 130)),
-    (linear(106, 104, 106), linear(140, 84, 72), linear(112, 130, 126), linear(92, 94, 102), linear(124, 120, 122)),
+    (linear(92, 92, 98), linear(106, 96, 92), linear(120, 106, 100), linear(140, 90, 78), linear(146, 82, 66)),
+    (linear(104, 104, 108), linear(116, 136, 130), linear(146, 78, 64), linear(158, 84, 64), linear(166, 94, 74)),
+    (linear(92, 94, 102), linear(106, 104, 106), linear(124, 120, 122), linear(112, 130, 126), linear(140, 84, 72)),
 )
 LEVEL: tuple[tuple[Colour, ...], ...] = (
-    (linear(176, 177, 178), linear(140, 141, 144), linear(200, 201, 202)),
-    (linear(150, 150, 152), linear(170, 171, 172), linear(124, 125, 128), linear(192, 193, 194)),
-    (linear(180, 181, 183), linear(148, 149, 152), linear(206, 207, 209), linear(116, 117, 121), linear(162, 163, 166)),
+    (linear(140, 141, 144), linear(176, 177, 178), linear(200, 201, 202)),
+    (linear(124, 125, 128), linear(150, 150, 152), linear(170, 171, 172), linear(192, 193, 194)),
+    (linear(116, 117, 121), linear(148, 149, 152), linear(162, 163, 166), linear(180, 181, 183), linear(206, 207, 209)),
 )
 GLASS: tuple[Colour, ...] = (linear(130, 190, 214), linear(110, 178, 196), linear(150, 200, 216), linear(110, 160, 200))
 RIGHT_ANGLE = 0.5 * math.pi
@@ -45,22 +46,36 @@ class Footprint:
 
 
 def _pick(plot: Plot, colours: tuple[Colour, ...]) -> Colour:
-    red, green, blue = colours[int(plot.rng.integers(len(colours)))]
-    shade = float(plot.rng.uniform(0.85, 1.15))
-    return red * shade, green * shade, blue * shade
+    return _shaded(plot, colours[int(plot.rng.integers(len(colours)))])
+
+
+def _roof(plot: Plot, colours: tuple[Colour, ...], rank: float) -> Colour:
+    """Draw a roof for a building whose height has `rank` 0 (lowest) to 1 (highest), most often the one it prefers."""
+    preferred = int(len(colours) * (rank + float(plot.rng.normal(0, 0.12))))
+    return _shaded(plot, colours[min(max(preferred, 0), len(colours) - 1)])
+
+
+def _shaded(plot: Plot, colour: Colour) -> Colour:
+    shade = float(plot.rng.uniform(0.9, 1.1))
+    return colour[0] * shade, colour[1] * shade, colour[2] * shade
+
+
+def _level_roof(plot: Plot, palette: int, eave: float) -> Colour:
+    return _roof(plot, LEVEL[palette], (eave - 6.0) / 28.0)
 
 
 def house(plot: Plot, place: Footprint, low: float, high: float, palette: int) -> None:
     """Put up a house of one or two storeys with a gabled or hipped roof, often with a wing."""
     rng = plot.rng
-    wall, top = _pick(plot, WALLS[palette]), _pick(plot, PITCHED[palette])
+    wall = _pick(plot, WALLS[palette])
     storeys = 1 if rng.random() < 0.55 else 2
     eave = low if storeys == 1 else high
     eave *= float(rng.uniform(0.92, 1.08))
+    top = _roof(plot, PITCHED[palette], (eave - 5.0) / 6.0)
     roof = GABLE if rng.random() < 0.5 else HIP
     pitch = float(rng.uniform(0.4, 0.75))
     if rng.random() < 0.06:
-        roof, pitch, top = FLAT, 0.0, _pick(plot, LEVEL[palette])
+        roof, pitch, top = FLAT, 0.0, _level_roof(plot, palette, eave)
     plot.part(place.u, place.v, place.a, place.b, eave, wall, top, roof, pitch, turn=place.turn, floor=2.9, bay=2.6)
     side = 1.0 if rng.random() < 0.5 else -1.0
     shape = rng.random()
@@ -91,7 +106,7 @@ def flats(plot: Plot, place: Footprint, eave: float, palette: int, level: float 
     if rng.random() >= level:
         pitch = float(rng.uniform(0.35, 0.7))
         roof = GABLE if rng.random() < 0.6 else HIP
-        top = _pick(plot, PITCHED[palette])
+        top = _roof(plot, PITCHED[palette], (eave - 8.0) / 14.0)
         # The ridge runs along the longer side.
         if place.a >= place.b:
             plot.part(place.u, place.v, place.a, place.b, eave, wall, top, roof, pitch, turn=place.turn, bay=bay)
@@ -99,7 +114,7 @@ def flats(plot: Plot, place: Footprint, eave: float, palette: int, level: float 
             turn = place.turn + RIGHT_ANGLE
             plot.part(place.u, place.v, place.b, place.a, eave, wall, top, roof, pitch, turn=turn, bay=bay)
         return
-    top = _pick(plot, LEVEL[palette])
+    top = _level_roof(plot, palette, eave)
     plot.part(place.u, place.v, place.a, place.b, eave, wall, top, turn=place.turn, bay=bay)
     if eave > 12.0 and min(place.a, place.b) > 5.0 and rng.random() < 0.35:
         # A storey set back.
@@ -127,7 +142,7 @@ def tower(plot: Plot, place: Footprint, eave: float, palette: int) -> None:
     glazed = rng.random() < 0.2 + 0.006 * eave
     kind = GLAZED if glazed else 0
     wall = _pick(plot, GLASS if glazed else WALLS[palette])
-    top = _pick(plot, LEVEL[palette])
+    top = _level_roof(plot, palette, eave)
     bay = float(rng.uniform(2.4, 4.0))
     floor = float(rng.uniform(3.4, 4.0))
     form = rng.random()

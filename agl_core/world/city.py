@@ -8,10 +8,10 @@ from agl_core.world.blocks import Block, fill_block
 from agl_core.world.buildings import RIGHT_ANGLE
 from agl_core.world.plot import Plot
 from agl_core.world.scene import LANE, LAWN, WATER, Scene
-from agl_core.world.style import Style
+from agl_core.world.style import Style, neighbourhood
 
-STEEPEST_LEAN = 0.75
-"""Largest cotangent of the elevation for which a scene's margin suffices (53 degrees)."""
+STEEPEST_LEAN = 0.92
+"""Largest cotangent of the elevation for which a scene's margin suffices (47 degrees)."""
 
 GSD_SPREAD = 0.05
 """How far a tile's pixel may be from its city's nominal one, as a share of it."""
@@ -31,6 +31,7 @@ def side_of(style: Style, size: int) -> float:
 def build_place(style: Style, side: float, rng: np.random.Generator) -> Scene:
     """Lay out the streets of one place, fill its blocks, and return the scene, a square of `side` metres."""
     scene = Scene(side, round(0.4 * style.gsd, 3))
+    style = neighbourhood(style, rng)
     turn = style.skew + float(rng.normal(0, 0.12)) + RIGHT_ANGLE * int(rng.integers(4))
     plot = Plot(scene, turn, rng)
     reach = 0.5 * scene.side * (abs(math.cos(turn)) + abs(math.sin(turn)))

@@ -18,6 +18,7 @@ from agl_core.data.tiles import write_agl, write_rgb, write_vflow
 from agl_core.errors import UserError
 from agl_core.files import fsync_folder, read_json, writable_folder, write_json, write_text
 from agl_core.geometry import Pose, scale_from_elevation
+from agl_core.machine import cores
 from agl_core.reporting.progress import Progress
 from agl_core.world.city import GSD_SPREAD, SHIFT, build_place, side_of
 from agl_core.world.plan import Tile, plan, random_source
@@ -134,7 +135,7 @@ def _places(config: WorldConfig, out: Path, tiles: list[Tile]) -> list[_Place]:
 
 def _render_places(places: list[_Place], workers: int | None, tiles: int) -> dict[str, float]:
     """Render all places and return the gsd of every tile by id."""
-    workers = min(workers or len(os.sched_getaffinity(0)), len(places))
+    workers = min(workers or cores(), len(places))
     gsds: dict[str, float] = {}
     with Progress("world", total=tiles, unit="tiles") as progress:
         if workers == 1:

@@ -73,6 +73,12 @@ def style_of(city: int) -> Style:
     )
 
 
+def neighbourhood(style: Style, rng: np.random.Generator) -> Style:
+    """Return the style of one place of a city: neighbours are of similar height, places of a city are not."""
+    usual = style.low + (style.high - style.low) * float(rng.random()) ** 1.2
+    return replace(style, low=max(style.low, 0.8 * usual), high=min(style.high, 1.25 * usual))
+
+
 _FIRST, _VOWELS, _LAST = "BDFGKLMNPRSTVZ", "AEIOU", "BDFGKLMNPRSTVZ"
 CITIES = len(_FIRST) * len(_VOWELS) * len(_LAST)
 """How many cities have a name of their own."""
