@@ -1,6 +1,7 @@
 """This process among the others: its rank, its device, and the few collectives that training needs."""
 
 import warnings
+from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -27,6 +28,7 @@ class Parallel:
     local_rank: int = 0
     init_method: str | None = None
     device: torch.device = field(init=False)
+    _kept: deque[Tensor] = field(init=False, repr=False, default_factory=lambda: deque(maxlen=8))
 
     def __post_init__(self) -> None:
         if torch.cuda.is_available():
@@ -85,6 +87,9 @@ class Parallel:
         """`values` of all processes added up, in place; every process must call it with the same shape."""
         if self.world_size > 1:
             dist.all_reduce(values)
+            # gloo's own thread may hold the tensor a little longer than this one. If it were the last to let go, it
+            # would wait for the interpreter, which may at that moment be waiting for gloo's thread to end.
+            self._kept.append(values)
         return values
 
     def barrier(self) -> None:
