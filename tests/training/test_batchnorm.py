@@ -85,6 +85,16 @@ def test_an_overflowing_forward_pass_leaves_the_statistics_as_they_were() -> Non
         assert name.endswith("num_batches_tracked") or torch.equal(value, before[name])
 
 
+def test_a_forward_pass_that_does_not_count_leaves_no_trace() -> None:
+    net = model()
+    statistics = RunningStatistics(net)
+    before = buffers(net)
+    net(BATCHES[0])
+    assert not torch.equal(buffers(net)["1.running_mean"], before["1.running_mean"])
+    statistics.forget_forward()
+    assert all(torch.equal(value, before[name]) for name, value in buffers(net).items())
+
+
 def test_a_network_without_batch_norm_has_no_statistics() -> None:
     statistics = RunningStatistics(nn.Linear(2, 2))
     statistics.add_forward()

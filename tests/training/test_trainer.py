@@ -68,6 +68,17 @@ def test_many_interruptions_with_rare_checkpoints_end_the_same(
     assert same_bits(weights(tmp_path), weights(undisturbed[0]))
 
 
+def test_a_stage_killed_after_its_last_checkpoint_is_finished_without_another_step(
+    tiny_store: Path, tmp_path: Path, undisturbed: tuple[Path, list]
+) -> None:
+    train(config(tiny_store), tmp_path)
+    (tmp_path / "stages" / "first.json").unlink()
+    (tmp_path / "weights" / "first" / "last.safetensors").unlink()
+    assert train(config(tiny_store), tmp_path) == []
+    assert same_bits(weights(tmp_path), weights(undisturbed[0]))
+    assert read_json(tmp_path / "stages" / "first.json") == read_json(undisturbed[0] / "stages" / "first.json")
+
+
 def test_a_damaged_checkpoint_costs_a_step_and_not_a_bit(
     tiny_store: Path, tmp_path: Path, undisturbed: tuple[Path, list], capfd: pytest.CaptureFixture[str]
 ) -> None:
