@@ -1,7 +1,7 @@
 """This process among the others: its rank, its device, and the few collectives that training needs."""
 
+import atexit
 import warnings
-from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -13,6 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from agl_core.errors import UserError
 from agl_core.machine import cores
+
+# Every gloo group of this process, kept until it ends. gloo's thread takes the interpreter's lock to let go of a tensor
+# that it has reduced. If the last to let go of the group is the reducer of DistributedDataParallel, which a traceback
+# may keep alive, it waits for that thread to end while holding the lock, and neither ever goes on (seen with torch
+# 2.13). Letting go of the group itself does not hold the lock.
+_groups: list[Any] = []
+atexit.register(_groups.clear)
 
 
 @dataclass
@@ -28,7 +35,6 @@ class Parallel:
     local_rank: int = 0
     init_method: str | None = None
     device: torch.device = field(init=False)
-    _kept: deque[Tensor] = field(init=False, repr=False, default_factory=lambda: deque(maxlen=8))
 
     def __post_init__(self) -> None:
         if torch.cuda.is_available():
@@ -55,6 +61,8 @@ class Parallel:
                 world_size=self.world_size,
                 device_id=self.device if cuda else None,
             )
+            if not cuda:
+                _groups.append(dist.group.WORLD)
         return self
 
     def __exit__(
@@ -87,9 +95,6 @@ class Parallel:
         """`values` of all processes added up, in place; every process must call it with the same shape."""
         if self.world_size > 1:
             dist.all_reduce(values)
-            # gloo's own thread may hold the tensor a little longer than this one. If it were the last to let go, it
-            # would wait for the interpreter, which may at that moment be waiting for gloo's thread to end.
-            self._kept.append(values)
         return values
 
     def barrier(self) -> None:

@@ -1,0 +1,38 @@
+"""A process leaves its group, however it leaves it."""
+
+import multiprocessing
+from pathlib import Path
+
+import torch
+
+from agl_core.training.parallel import Parallel
+
+
+class LeaveError(Exception):
+    """Stands for whatever ends training in the middle."""
+
+
+def _enter_and_leave(rank: int, folder: Path, times: int) -> None:
+    torch.set_num_threads(1)
+    for number in range(times):
+        try:
+            with Parallel(rank, 2, rank, f"file://{folder}/{number}") as parallel:
+                model = parallel.wrap(torch.nn.Linear(4, 4))
+                parallel.sum(torch.zeros(8))
+                raise LeaveError(model)  # which outlives the group
+        except LeaveError:
+            pass
+
+
+def test_an_error_with_a_reduction_just_behind_it_never_hangs_the_process(tmp_path: Path) -> None:
+    """Each time is a race that is lost about once in fifty if the model may be the last to hold the group."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_enter_and_leave, args=(rank, tmp_path, 200)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0, 0]
