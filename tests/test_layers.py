@@ -16,6 +16,7 @@ LAYERS = [
     ["agl_core.world"],
     ["agl_core.scoring"],
     ["agl_core.model"],
+    ["agl_core.durable"],
     ["agl_core.inference"],
     ["agl_core.training"],
     ["agl_core.validate"],
