@@ -1,0 +1,29 @@
+"""How a process says why it left."""
+
+INTERRUPTED = 75
+"""Exit code: it was asked to leave and has saved; the same command continues (EX_TEMPFAIL of sysexits.h)."""
+PEER_LOST = 76
+"""Exit code: another process of the run died; this one has saved what it held, if it could."""
+HUNG = 77
+"""Exit code: it made no progress any more and was ended by its watchdog."""
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to leave before its end.
+
+    `signal` is the short name of the signal that asked ("TERM", "USR2", "INT"), `saved_step` the step from which
+    the run continues, None if nothing has been saved yet.
+    """
+
+    def __init__(self, signal: str, saved_step: int | None) -> None:
+        super().__init__(signal, saved_step)  # what is needed to make it anew in another process
+        self.signal = signal
+        self.saved_step = saved_step
+
+    def __str__(self) -> str:
+        kept = "nothing is saved yet" if self.saved_step is None else f"step {self.saved_step} is saved"
+        return f"interrupted by {self.signal}; {kept}"
+
+
+class PeerLostError(RuntimeError):
+    """Another process of the group has ended, or cannot be reached, while this one was exchanging with it."""
