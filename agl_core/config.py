@@ -112,10 +112,55 @@ class ModelConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When complete states are saved and which are kept."""
+    """When complete states are saved, which are kept, and how much trouble in saving them is borne."""
 
-    every: str = option("1 epoch", "how often to save: 'N epochs' or 'N steps'", identity=False)
+    every: str = option(
+        "1 epoch",
+        "save each time so much is done: 'N epochs' or 'N steps'; a stage that diverges goes back to one of these",
+        identity=False,
+    )
+    interval: str = option(
+        "10 minutes",
+        "save after so much time too: 'N seconds', 'N minutes' or 'N hours'; auto: from the measured cost of a save "
+        "and the observed rate of interruptions; never",
+        identity=False,
+    )
     keep: int = option(2, "how many of the newest checkpoints of a stage to keep", identity=False)
+    keep_best: bool = option(True, "also keep the checkpoint of the best validated score", identity=False)
+    keep_every: str = option(
+        "", "also keep for ever one checkpoint per 'N epochs' or 'N steps'; empty: none", identity=False
+    )
+    grace: float = option(
+        30.0,
+        "seconds between the first warning (TERM, USR2) and the kill: Slurm's KillWait, or the partition's GraceTime",
+        identity=False,
+    )
+    usr1: bool = option(False, "take the signal USR1 for a warning too", identity=False)
+    patience: float = option(
+        60.0, "minutes without a checkpoint because of a full or failing disk after which the run stops", identity=False
+    )
+
+
+@dataclass
+class DivergenceConfig:
+    """What is done about losses or gradients that are not finite."""
+
+    max_skips: int = option(
+        10, "such steps in a row, each skipped, after which the stage goes back to its last checkpoint of every"
+    )
+    max_rollbacks: int = option(3, "times that a stage goes back before it stops")
+
+
+@dataclass
+class WatchdogConfig:
+    """When a process that makes no progress is ended, so that it can be started again."""
+
+    minutes: float = option(
+        10.0,
+        "least time without progress after which a process is taken for hung; 0: never",
+        identity=False,
+    )
+    factor: float = option(30.0, "the same as a multiple of the usual time of a step, if longer", identity=False)
 
 
 @dataclass
@@ -164,6 +209,8 @@ class TrainConfig:
     )
     model: ModelConfig = option(ModelConfig, "the network")
     checkpoint: CheckpointConfig = option(CheckpointConfig, "checkpoints")
+    divergence: DivergenceConfig = option(DivergenceConfig, "losses that are not finite")
+    watchdog: WatchdogConfig = option(WatchdogConfig, "processes that hang")
     stages: dict[str, StageConfig] = option(dict, "the stages, in order, by name (given by the recipe)")
 
 
@@ -229,3 +276,26 @@ class EvaluateConfig:
     )
     unit: str = option("cm", "unit of both folders' files", choices=("cm", "m"))
     json: str = option("", "also write the score to this JSON file")
+
+
+@dataclass
+class DrillConfig:
+    """`python launch.py drill`: rehearse interruptions and compare the results bit for bit."""
+
+    interruptions: int = option(5, "how many times to interrupt the run")
+    signal: str = option(
+        "mixed",
+        "what interrupts it: KILL of one process or all, TERM or USR2 to one or all; mixed draws one each time",
+        choices=("KILL", "TERM", "USR2", "mixed"),
+    )
+    processes: int = option(2, "processes that train together; 1 runs as --cluster debug does, more as local")
+    workers: int = option(2, "data loading processes of each of them")
+    steps: int = option(60, "optimiser steps of the run")
+    seed: int = option(0, "seed of the run and of the times and kinds of the interruptions")
+    encoder: str = option("tu-resnet10t", "any encoder of segmentation-models-pytorch, or tu-NAME for timm's")
+    crop: int = option(64, "side of the square crop, pixels")
+    batch: int = option(8, "crops per optimiser step over all processes")
+    micro_batch: int = option(2, "crops per forward pass of one process")
+    store: str = option("", "a prepared store to train on; default: a small built-in world is rendered")
+    out: str = option("drill", "folder for both runs; it must be new or that of an earlier drill, which is replaced")
+    json: str = option("", "also write the result to this JSON file")

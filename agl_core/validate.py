@@ -7,7 +7,16 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from agl_core.config import EvaluateConfig, PredictConfig, PrepareConfig, StageConfig, TrainConfig, WorldConfig, options
+from agl_core.config import (
+    DrillConfig,
+    EvaluateConfig,
+    PredictConfig,
+    PrepareConfig,
+    StageConfig,
+    TrainConfig,
+    WorldConfig,
+    options,
+)
 from agl_core.errors import UserError, valid_choice
 
 STRIDE = 32  # of the network: the side of a crop or of a window is a multiple of it
@@ -37,6 +46,12 @@ RULES: dict[type[Any], dict[str, Rule]] = {
         "log_every": at_least(1),
         "model.pose_dropout": ((lambda value: 0 <= value < 1), "0 or more and less than 1"),
         "checkpoint.keep": at_least(1),
+        "checkpoint.grace": POSITIVE,
+        "checkpoint.patience": NOT_NEGATIVE,
+        "divergence.max_skips": at_least(1),
+        "divergence.max_rollbacks": NOT_NEGATIVE,
+        "watchdog.minutes": NOT_NEGATIVE,
+        "watchdog.factor": at_least(1),
     },
     StageConfig: {
         "crop": CROP,
@@ -72,6 +87,16 @@ RULES: dict[type[Any], dict[str, Rule]] = {
         "threads": at_least(1),
     },
     EvaluateConfig: {},
+    DrillConfig: {
+        "interruptions": at_least(1),
+        "processes": at_least(1),
+        "workers": NOT_NEGATIVE,
+        "steps": at_least(1),
+        "seed": SEED,
+        "crop": CROP,
+        "batch": at_least(1),
+        "micro_batch": at_least(1),
+    },
 }
 
 

@@ -24,9 +24,11 @@ if not __package__:  # run as a file: Python then looks for modules in this fold
 from agl_core.config import ModelConfig, OptimizerConfig, StageConfig
 from agl_core.data.dataset import Batch
 from agl_core.data.tiles import UNKNOWN
+from agl_core.durable.chain import ChainLog
 from agl_core.model.losses import Target, geopose_loss
 from agl_core.model.network import GeoposeNet
 from agl_core.model.precision import Precision
+from agl_core.training.agreement import agree, samples_digest
 from agl_core.training.batchnorm import RunningStatistics
 from agl_core.training.optimizer import build_optimizer
 from agl_core.training.parallel import Parallel
@@ -100,17 +102,22 @@ def bare_loop(model: GeoposeNet, batches: Sequence[Batch], stage: StageConfig) -
 
 
 def project_step(model: GeoposeNet, batches: Sequence[Batch], stage: StageConfig) -> Contender:
-    """`OptimizerStep` in one process, on the CPU even where there is a GPU."""
+    """The trainer's step in one process, on the CPU even where there is a GPU: with its agreement and its chain."""
     parallel = Parallel()
     parallel.device = torch.device("cpu")
     precision = Precision.choose("float32", parallel.device)
     scaler = torch.amp.GradScaler("cpu", enabled=precision.scaled)
     state = TrainingState(model, build_optimizer(model, stage.optimizer), scaler, RunningStatistics(model))
-    take = OptimizerStep(state, stage, seed=0, number=0, precision=precision, parallel=parallel)
+    optimizer_step = OptimizerStep(state, stage, seed=0, number=0, precision=precision, parallel=parallel)
     loader: Iterator[Batch] = itertools.cycle(batches)
+    numbers, chain = range(optimizer_step.micro_batches), ChainLog(None)
 
     def step() -> None:
-        take(loader, stage.optimizer.lr)
+        taken = [next(loader) for _ in numbers]
+        computed = optimizer_step.compute(taken)
+        verdict = agree(parallel, computed, samples_digest(numbers, taken), 0, math.inf, False)
+        chain.step(state.step + 1, verdict.samples, verdict.losses)
+        optimizer_step.commit(stage.optimizer.lr)
 
     return step
 

@@ -1,6 +1,8 @@
 """What many tests need: single-threaded torch, and a small store."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,3 +31,11 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.write(entry, rgb, agl)
         writer.seal()
     return path
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_of_a_loader_stays() -> Iterator[None]:
+    """A DataLoader made in the main thread, as only tests do, has every later death of a worker raised there."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)

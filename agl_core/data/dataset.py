@@ -1,6 +1,7 @@
 """From the store to batches: each sample is a pure function of (seed, stage, epoch, sample)."""
 
 import math
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -142,7 +143,8 @@ def batches(
 ) -> Iterator[Batch]:
     """The micro-batches of process `rank` in the steps `start` to `stop`, in order, read ahead by `workers` processes.
 
-    With 0 workers the crops are cut in this process. The batches are the same for any number of workers.
+    With 0 workers the crops are cut in this process. The batches are the same for any number of workers. To be called
+    in the thread that takes the batches.
     """
     config = dataset.config
     loader: Any = DataLoader(
@@ -154,4 +156,4 @@ def batches(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws a base seed from it and not from the global generator
     )
-    yield from loader
+    return typing.cast(Iterator[Batch], iter(loader))

@@ -6,11 +6,13 @@ different addresses never share a number. The global generators of worker proces
 are seeded from `SeedSequence` spawn keys.
 """
 
+import multiprocessing
 import random
-import signal
 from dataclasses import dataclass
 
 import numpy as np
+
+from agl_core.data.shield import shield_worker
 
 ORDER, SAMPLE, FORWARD, INITIAL, WORKER = range(5)
 
@@ -88,7 +90,6 @@ class WorkerInit:
 
     def __call__(self, worker: int) -> None:
         """Seed this process as worker number `worker`, and leave the cluster's warnings to the parent."""
-        # USR2 says to all processes of a job that its time is up. A forked worker has inherited the handler of the
-        # rank, and would hand the job back to the queue once more. TERM stays: it is how the parent ends its workers.
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        if multiprocessing.parent_process() is not None:  # not where a test calls this in its own process
+            shield_worker()
         seed_worker(self.seed, self.stage, self.epoch, self.rank, worker)

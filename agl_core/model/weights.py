@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from safetensors import safe_open
+from torch import Tensor
 
 from agl_core.config import ModelConfig
 from agl_core.errors import UserError
@@ -17,8 +18,12 @@ from agl_core.model.tensors import save_tensors
 FORMAT = "geopose-weights-1"
 
 
-def save_weights(path: Path, model: GeoposeNet, metadata: dict[str, Any]) -> None:
+def save_weights(
+    path: Path, model: GeoposeNet, metadata: dict[str, Any], state: dict[str, Tensor] | None = None
+) -> None:
     """Write the state of `model`, its architecture and `metadata` (JSON values) to `path`, whole or not at all.
+
+    `state` stands for the state of `model` where that has moved on.
 
     The file is plain safetensors; its header holds `format`, `network` (encoder, cities, model) and `metadata`.
     """
@@ -26,7 +31,7 @@ def save_weights(path: Path, model: GeoposeNet, metadata: dict[str, Any]) -> Non
     header = {"format": FORMAT, "network": json.dumps(network), "metadata": json.dumps(metadata)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as aside:
-        save_tensors(aside, model.state_dict(), header)
+        save_tensors(aside, model.state_dict() if state is None else state, header)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

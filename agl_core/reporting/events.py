@@ -4,10 +4,14 @@ Every line has `time` (seconds since 1970), `kind` and `stage`. Kinds of the tra
 
 | kind | further keys |
 |---|---|
-| start | step, steps, epochs, world_size, device, precision, threads, parameters, tiles, skipped checkpoints |
+| start | step, generation, steps, epochs, world_size, device, precision, threads, parameters, tiles, skipped |
 | step | step, epoch, lr, loss, agl_loss, direction_loss, scale_loss, crops_per_second |
 | validation | step, epoch, score, cities, seconds |
-| checkpoint | step, seconds |
+| checkpoint | step, stall (seconds that training waited), seconds (of the whole write), bytes |
+| skip | step, losses (text: they are not finite) |
+| rollback | step, to (the step whose state it went back to) |
+| interruption | step, signal, saved (the step of the newest checkpoint) |
+| warning | step, text |
 | finish | step, score |
 
 A run that is interrupted and goes back to a checkpoint appends the steps after it a second time; `read_events` gives
@@ -15,7 +19,9 @@ each step once, as the run that counted had it.
 """
 
 import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +34,7 @@ class EventLog:
         self._file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+            torn = _torn(path)
             self._file = path.open("a", encoding="utf-8")
             if torn:  # a line that was cut off stays unreadable, but must not spoil the next one
                 self._file.write("\n")
@@ -46,17 +52,20 @@ class EventLog:
             self._file.close()
 
 
+def _torn(path: Path) -> bool:
+    """Whether the last line of a file has no end."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
 def read_events(path: Path) -> list[dict[str, Any]]:
     """All events of a run in order, torn lines left out, and without what a restart took back: after a `start` at
     step s, earlier events of that stage about later steps are dropped."""
     events: list[dict[str, Any]] = []
-    if not path.exists():
-        return events
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for event in _lines(path):
         if event["kind"] == "start":
             events = [
                 old
@@ -65,3 +74,29 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             ]
         events.append(event)
     return events
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The events as they were written, without torn lines."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(event, dict):
+                yield event
+
+
+def count_interruptions(path: Path) -> tuple[int, float]:
+    """How often a run was interrupted so far, by anything, and in how many seconds of its life."""
+    starts, seconds, began, last = 0, 0.0, 0.0, 0.0
+    finished = 0
+    for event in _lines(path):
+        if event["kind"] == "start":
+            starts, seconds, began = starts + 1, seconds + last - began, event["time"]
+        finished += event["kind"] == "finish"
+        last = event["time"]
+    return max(starts - finished, 0), seconds + last - began

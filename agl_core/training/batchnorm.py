@@ -59,19 +59,19 @@ class RunningStatistics:
         """Count the statistics of the forward pass that has just been done."""
         self._sum += self._flat
 
-    def forget_forward(self) -> None:
-        """Put the running statistics back into the model's buffers after a forward pass that does not count."""
-        self._flat.copy_(self._running)
-        self._counts.copy_(self._running_counts)
-
-    def finish_step(self, micro_batches: int, parallel: Parallel) -> None:
-        """Move the running statistics by one step of `micro_batches` forward passes over all processes, and leave
-        them in the model's buffers."""
-        mean = parallel.sum(self._sum) / micro_batches
-        # A forward pass that overflowed in float16 is no reason to lose the statistics: the scaler skips that step.
-        mean = torch.where(mean.isfinite(), mean, self._running)
-        self._running.lerp_(mean, self._momentum)
-        self._running_counts += 1
+    def forget_step(self) -> None:
+        """Put the running statistics of the last finished step back, as if nothing had been computed since."""
         self._flat.copy_(self._running)
         self._counts.copy_(self._running_counts)
         self._sum.zero_()
+
+    def reduce(self, parallel: Parallel) -> None:
+        """Add up what the processes have counted; the running statistics stay as they are."""
+        parallel.sum(self._sum)
+
+    def finish_step(self, micro_batches: int) -> None:
+        """Move the running statistics by one step of `micro_batches` forward passes over all processes, and leave
+        them in the model's buffers."""
+        self._running.lerp_(self._sum / micro_batches, self._momentum)
+        self._running_counts += 1
+        self.forget_step()

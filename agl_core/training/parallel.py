@@ -2,7 +2,10 @@
 
 import atexit
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -11,8 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from agl_core.durable.exits import PeerLostError
 from agl_core.errors import UserError
 from agl_core.machine import cores
+
+PATIENCE = timedelta(days=1)
 
 # Every gloo group of this process, kept until it ends. gloo's thread takes the interpreter's lock to let go of a tensor
 # that it has reduced. If the last to let go of the group is the reducer of DistributedDataParallel, which a traceback
@@ -35,6 +41,7 @@ class Parallel:
     local_rank: int = 0
     init_method: str | None = None
     device: torch.device = field(init=False)
+    _control: Any = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if torch.cuda.is_available():
@@ -54,15 +61,19 @@ class Parallel:
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
             cuda = self.device.type == "cuda"
-            dist.init_process_group(
-                "nccl" if cuda else "gloo",
-                init_method=self.init_method,
-                rank=self.rank,
-                world_size=self.world_size,
-                device_id=self.device if cuda else None,
-            )
-            if not cuda:
-                _groups.append(dist.group.WORLD)
+            with self.exchanging():  # one of them may die before all have met
+                dist.init_process_group(
+                    "nccl" if cuda else "gloo",
+                    init_method=self.init_method,
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    device_id=self.device if cuda else None,
+                )
+                # What the processes agree on travels between CPUs: it must not wait for a GPU, and gloo notices within
+                # a tenth of a second that the other side of a connection is gone. It does not give up when the first
+                # process waits for a disk: hanging is the watchdog's business.
+                self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
+            _groups.extend([dist.group.WORLD, self._control])
         return self
 
     def __exit__(
@@ -92,16 +103,60 @@ class Parallel:
             )
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values` of all processes added up, in place; every process must call it with the same shape."""
+        """`values` of all processes added up, in place; every process must call it with the same shape.
+
+        Raises:
+            PeerLostError: another process is gone.
+        """
         if self.world_size > 1:
-            dist.all_reduce(values)
+            with self.exchanging():
+                dist.all_reduce(values)
         return values
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """The `values` of all processes in the order of their ranks; CPU tensors of one shape and type everywhere.
+
+        Raises:
+            PeerLostError: another process is gone.
+        """
+        if self.world_size == 1:
+            return [values]
+        found = [torch.empty_like(values) for _ in range(self.world_size)]
+        with self.exchanging():
+            dist.all_gather(found, values, group=self._control)
+        return found
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true in any process, the same answer everywhere."""
+        return any(bool(value) for value in self.gather(torch.tensor([int(flag)])))
+
+    def text_of_first(self, text: str) -> str:
+        """The `text` (up to 256 bytes of UTF-8) that the first process gave, in all of them."""
+        values = torch.zeros(256, dtype=torch.uint8)
+        encoded = text.encode()
+        values[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+        return bytes(self.gather(values)[0].tolist()).rstrip(b"\0").decode()
 
     def barrier(self) -> None:
         """Wait until every process has come here."""
-        if self.world_size > 1:
-            kwargs: dict[str, Any] = {"device_ids": [self.device.index]} if self.device.type == "cuda" else {}
-            dist.barrier(**kwargs)
+        self.gather(torch.zeros(1))
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Turn what the backends say of a peer that is gone into a `PeerLostError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size > 1 and _tells_of_a_peer(error):
+                raise PeerLostError(str(error).splitlines()[0]) from error
+            raise
+
+
+def _tells_of_a_peer(error: RuntimeError) -> bool:
+    """gloo has no exception type of its own; its messages begin with the place in its source."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    return "gloo/" in str(error) or "Connection closed by peer" in str(error)
 
 
 def default_threads(local_processes: int = 1) -> int:

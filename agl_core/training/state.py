@@ -5,15 +5,21 @@ from typing import Any
 
 import torch
 
+from agl_core.durable.chain import START
+from agl_core.durable.checkpoint import Checkpoint
 from agl_core.model.network import GeoposeNet
 from agl_core.training.batchnorm import RunningStatistics
-from agl_core.training.checkpoint import Checkpoint
 from agl_core.training.optimizer import load_optimizer_state, optimizer_state
 
 
 @dataclass
 class TrainingState:
-    """The state after `step` optimiser steps. Random streams are functions of the step and not part of it."""
+    """The state after `step` optimiser steps. Random streams are functions of the step and not part of it.
+
+    `validated` is the last step after which the held-out fold was scored; `best_step` the one with the best score.
+    `skips` counts the steps left out in a row because they were not finite, `rollbacks` how often the stage went back
+    because of them. `link` is the digest of all that has been done so far (`agl_core.durable.chain`).
+    """
 
     model: GeoposeNet
     optimizer: torch.optim.Optimizer
@@ -21,18 +27,41 @@ class TrainingState:
     statistics: RunningStatistics
     step: int = 0
     best_score: float | None = None
+    best_step: int | None = None
+    validated: int = 0
+    skips: int = 0
+    rollbacks: int = 0
+    link: str = START
 
     def checkpoint(self, extra: dict[str, Any]) -> Checkpoint:
-        """The state as tensors and JSON values; `extra` is kept beside it."""
-        state = {"best_score": self.best_score, "scaler": self.scaler.state_dict(), **extra}
+        """The state as tensors and JSON values; `extra` is kept beside it. The tensors are the live ones."""
+        state = {
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "validated": self.validated,
+            "skips": self.skips,
+            "rollbacks": self.rollbacks,
+            "link": self.link,
+            "scaler": self.scaler.state_dict(),
+            **extra,
+        }
         return Checkpoint(self.step, self.model.state_dict(), optimizer_state(self.model, self.optimizer), state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become the state that `checkpoint` holds, bit for bit."""
+        self.restore_training(checkpoint)
+        self.step = checkpoint.step
+        self.best_score = checkpoint.state["best_score"]
+        self.best_step = checkpoint.state["best_step"]
+        self.validated = checkpoint.state["validated"]
+        self.skips = checkpoint.state["skips"]
+        self.rollbacks = checkpoint.state["rollbacks"]
+        self.link = checkpoint.state["link"]
+
+    def restore_training(self, checkpoint: Checkpoint) -> None:
+        """Take over what is trained, without the counters: weights, buffers, moments, the gradient scale."""
         self.model.load_state_dict(checkpoint.model)
         self.statistics.reload()
         load_optimizer_state(self.model, self.optimizer, checkpoint.optimizer)
         if checkpoint.state["scaler"]:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.step = checkpoint.step
-        self.best_score = checkpoint.state["best_score"]

@@ -1,9 +1,9 @@
 """One optimiser step: the same optimisation for any number of processes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,18 @@ from agl_core.model.losses import Target, geopose_loss
 from agl_core.model.precision import Precision
 from agl_core.training.parallel import Parallel
 from agl_core.training.state import TrainingState
+
+
+class Computed(NamedTuple):
+    """What one process has computed of a step: its part of the mean losses (total, AGL, direction, scale), which add up
+    over processes, and whether they and the gradient are finite."""
+
+    losses: list[float]
+    finite: bool
+
+
+NOTHING = Computed([0.0] * 4, True)
+"""What a process has to say where no step was computed."""
 
 
 class OptimizerStep:
@@ -43,31 +55,54 @@ class OptimizerStep:
         if parallel.world_size > 1:
             self._warm_up()
 
-    def __call__(self, loader: Iterator[Batch], lr: float) -> Tensor:
-        """Take the next micro-batches from `loader` and step with the learning rate `lr`.
+    def compute(self, batches: Sequence[Batch]) -> Computed:
+        """Forward and backward of this process's micro-batches `batches` of the next step.
 
-        Returns (4,) float64 on the device: this process's part of the mean losses (total, AGL, direction, scale);
-        added up over processes they are the losses of the global batch.
+        Only gradients change, and what is collected for batch norm: until `commit` the state is that after the step
+        before, and `forget` takes everything back.
+
+        Raises:
+            PeerLostError: another process is gone.
         """
         state, parallel = self.state, self.parallel
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
         state.model.train()
         losses = torch.zeros(4, dtype=torch.float64, device=parallel.device)
         mine = range(parallel.rank, self.micro_batches, parallel.world_size)
-        for number in mine:
-            local = number != mine[-1] and parallel.world_size > 1
-            with cast(Any, self._model).no_sync() if local else nullcontext():
-                losses += self._micro_batch(next(loader), number)
-        state.statistics.finish_step(self.micro_batches, parallel)
-        if self.stage.optimizer.clip > 0:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), self.stage.optimizer.clip)
+        with parallel.exchanging():
+            for number, batch in zip(mine, batches, strict=True):
+                local = number != mine[-1] and parallel.world_size > 1
+                with cast(Any, self._model).no_sync() if local else nullcontext():
+                    losses += self._micro_batch(batch, number)
+        state.statistics.reduce(parallel)
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.stage.optimizer.clip or math.inf)
+        # The one moment of a step at which the CPU waits for the GPU: whether to take the step is decided on the CPU.
+        values = torch.cat([losses, norm.double().reshape(1)]).tolist()
+        return Computed(values[:4], math.isfinite(sum(values)))
+
+    def commit(self, lr: float) -> None:
+        """Take the step that was computed, with the learning rate `lr`; no other process is waited for."""
+        state = self.state
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        state.statistics.finish_step(self.micro_batches)
         state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        return losses
+        self._next()
+
+    def skip(self) -> None:
+        """Leave the step that was computed out: only the step's number and the gradient scale move on."""
+        self.state.statistics.forget_step()
+        self._next()
+
+    def forget(self) -> None:
+        """Be in the state after the last step that was taken or skipped, whatever has been computed since."""
+        self.state.statistics.forget_step()
+        self.state.optimizer.zero_grad(set_to_none=True)
+
+    def _next(self) -> None:
+        self.state.scaler.update()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
 
     def _warm_up(self) -> None:
         """One forward and backward pass that changes nothing.
@@ -83,7 +118,7 @@ class OptimizerStep:
             output = self._model(images, torch.zeros(2, dtype=torch.int64, device=device), torch.ones(2, device=device))
             (0 * (output.agl.sum() + output.pose.sum())).backward()
         self.state.optimizer.zero_grad(set_to_none=True)
-        self.state.statistics.forget_forward()
+        self.state.statistics.forget_step()
 
     def _micro_batch(self, batch: Batch, number: int) -> Tensor:
         """Forward and backward of micro-batch `number`; its part of the losses."""

@@ -1,35 +1,26 @@
-"""One stage of a run, from its first step or its newest checkpoint to its end."""
+"""One stage of a run, from its first step or its newest checkpoint to its end, through whatever happens meanwhile."""
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from agl_core.config import TrainConfig
-from agl_core.data.dataset import Batch, CropDataset, batches
-from agl_core.data.order import Order
-from agl_core.data.split import Split
-from agl_core.data.store import Store
+from agl_core.data.dataset import Batch
+from agl_core.durable.exits import PeerLostError
+from agl_core.durable.guard import Guard
 from agl_core.errors import UserError
-from agl_core.files import write_json
-from agl_core.inference.predictor import Predictor
-from agl_core.model.precision import Precision
-from agl_core.model.weights import save_weights
-from agl_core.reporting.events import EventLog
-from agl_core.reporting.progress import Progress
-from agl_core.reporting.scalars import Scalars
-from agl_core.scoring.score import Score
-from agl_core.training.build import build_state
-from agl_core.training.checkpoint import save_checkpoint
-from agl_core.training.parallel import Parallel, default_threads
-from agl_core.training.schedule import Span, learning_rate
-from agl_core.training.step import OptimizerStep
+from agl_core.inference.predictor import NotFiniteError
+from agl_core.training.agreement import Verdict, samples_digest
+from agl_core.training.endings import finish, leave, save_if_hung, save_what_stands
+from agl_core.training.parallel import Parallel
+from agl_core.training.schedule import learning_rate
+from agl_core.training.step import NOTHING
 from agl_core.training.validation import validate
+from agl_core.training.workbench import Workbench
 
 
 class StepReport(NamedTuple):
@@ -37,198 +28,203 @@ class StepReport(NamedTuple):
     of the whole global batch; lr: its learning rate."""
 
     step: int
-    losses: Tensor
+    losses: torch.Tensor
     lr: float
 
-
-MOST_OVERFLOWS = 10
-"""In float16, so many losses that are not finite in a row end a run."""
 
 Observer = Callable[[StepReport], None]
 
 
 def train_stage(
-    config: TrainConfig, stage: str, run_dir: Path, parallel: Parallel, observe: Observer | None = None
+    config: TrainConfig,
+    stage: str,
+    run_dir: Path,
+    parallel: Parallel,
+    observe: Observer | None = None,
+    guard: Guard | None = None,
+    watch: bool = False,
 ) -> None:
     """Train `stage` of `config` to its end, continuing from the newest good checkpoint in `run_dir`.
 
     Leaves weights/<stage>/best.safetensors and last.safetensors and, as its very last act, stages/<stage>.json.
     Every process of the group calls it; the first one writes. `observe` is called in every process after every step
-    with losses that are the same everywhere; it makes the loss an exchange at each step instead of at logged ones.
+    with losses that are the same everywhere. `guard` says when to leave; `watch` ends a process that hangs.
 
     Raises:
-        UserError: no store, no such fold, weights that do not fit, more processes than micro-batches, or a loss that
-            is not finite.
+        UserError: no store, no such fold, weights that do not fit, more processes than micro-batches, losses that stay
+            not finite, or a disk that cannot be written to for too long.
+        InterruptedRunError: `guard` asked some process to leave; the state is saved if there was time.
+        PeerLostError: another process is gone; the state is saved.
+        LeaseLostError: another incarnation of the run has taken over; nothing more was written.
     """
-    trainer = StageTrainer(config, stage, run_dir, parallel)
-    try:
-        trainer.run(observe)
-    finally:
-        trainer.close()
+    with ExitStack() as resources:
+        bench = Workbench(config, stage, run_dir, parallel, guard or Guard.off(), watch, save_if_hung, resources)
+        StageTrainer(bench).run(observe)
 
 
 class StageTrainer:
-    """Builds what a stage needs and runs its loop; `train_stage` is the way in."""
+    """The loop of a stage: step, log, validate, save; `train_stage` is the way in."""
 
-    def __init__(self, config: TrainConfig, stage: str, run_dir: Path, parallel: Parallel) -> None:
-        self.config, self.name, self.run_dir, self.parallel = config, stage, run_dir, parallel
-        self.stage, number = config.stages[stage], list(config.stages).index(stage)
-        self.threads = config.threads or default_threads(parallel.world_size)
-        torch.set_num_threads(self.threads)
-        self.store = Store(Path(config.store or Path(config.data) / "store"))
-        self.split = Split.of(self.store, config)
-        self.order = Order(config.seed, number, len(self.split.train), self.stage.batch)
-        self.total = Span.parse(self.stage.length, f"stages.{stage}.length").steps(self.order)
-        self.precision = Precision.choose(config.precision, parallel.device)
-        self.tiles = self.split.digest(self.store)
-        self.state, self.skipped = build_state(config, stage, run_dir, self.store.cities, self.tiles, self.precision)
-        self.step = OptimizerStep(self.state, self.stage, config.seed, number, self.precision, parallel)
-        self.predictor = Predictor(self.state.model, config.max_agl, precision=self.precision.name)
-        self.dataset = CropDataset(self.store, self.split.train, self.stage, config.seed, number, parallel.rank)
-        self.events = EventLog(run_dir / "events.jsonl" if parallel.first else None, stage)
-        self.overflows = 0
-        self.scalars = Scalars(run_dir / "tensorboard" if parallel.first else None, stage, self.state.step)
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
 
     def run(self, observe: Observer | None = None) -> None:
-        """The loop: step, log, validate, save, until the stage has its length."""
-        state, start = self.state, self.state.step
-        validate_every = Span.parse(self.stage.validate_every, f"stages.{self.name}.validate_every")
-        save_every = Span.parse(self.config.checkpoint.every, "checkpoint.every")
-        self._announce()
-        with Progress(self.name, self.total, "steps", start, shown=self.parallel.first) as progress:
-            self._greet(progress)
-            loader = self._loader()
-            began = time.monotonic()  # moved on by what is not training, so that the rate is that of training
-            while state.step < self.total:
-                lr = learning_rate(self.stage.schedule, self.stage.optimizer.lr, state.step, self.total, self.order)
-                losses = self.step(loader, lr)
-                last = state.step == self.total
-                saving = last or save_every.due(state.step, self.order)
-                logging = last or state.step % self.config.log_every == 0 or state.step == start + 1
-                progress.advance()
-                if logging or saving or observe is not None:
-                    losses = self.parallel.sum(losses).cpu()
-                    self._check_finite(losses)
-                    progress.advance(0, loss=float(losses[0]))
-                if logging and not self.overflows:
-                    rate = (state.step - start) * self.stage.batch / (time.monotonic() - began)
-                    self._log_step(losses, lr, rate)
-                if observe is not None:
-                    observe(StepReport(state.step, losses, lr))
-                paused = time.monotonic()
-                if self.split.validation and (last or validate_every.due(state.step, self.order)):
-                    self._validate(progress)
-                if saving:
-                    self._save()
-                began += time.monotonic() - paused
-        self._finish()
+        """The loop: step, log, validate, save, until the stage has its length or something ends it."""
+        bench = self.bench
+        try:
+            with bench.progress:
+                bench.announce()
+                self._train(observe)
+                finish(bench)
+        except PeerLostError as error:
+            saved = save_what_stands(bench)
+            kept = f"the state after step {saved} is saved" if saved else "there was nothing to save"
+            raise PeerLostError(f"another process of stage {bench.name} is gone; {kept}") from error
 
-    def close(self) -> None:
-        """Close the logs."""
-        self.events.close()
-        self.scalars.close()
-
-    def _loader(self) -> Iterator[Batch]:
-        return batches(
-            self.dataset,
-            self.order,
-            self.state.step,
-            self.total,
-            self.parallel.rank,
-            self.parallel.world_size,
-            self.config.workers or 0,
-            pin_memory=self.parallel.device.type == "cuda",
-        )
-
-    def _validate(self, progress: Progress) -> None:
-        began = time.monotonic()
-        result = validate(self.predictor, self.store, self.split.validation, self.parallel)
-        if self.state.best_score is None or result.score > self.state.best_score:
-            self.state.best_score = result.score
-            self._save_weights("best", result)
-        epoch = self.order.epochs_done(self.state.step)
-        seconds = round(time.monotonic() - began, 3)
-        self.events.write("validation", step=self.state.step, epoch=epoch, seconds=seconds, **result.as_json())
-        values = {"score": result.score}
-        for city, part in result.cities.items():
-            values[f"{city}/agl_r2"] = part.agl_r2
-            if part.vflow_r2 is not None:
-                values[f"{city}/vflow_r2"] = part.vflow_r2
-        self.scalars.write(self.state.step, values)
-        parts = ", ".join(f"{city} {part.score:.3f}" for city, part in result.cities.items())
-        progress.note(f"{self.name}: step {self.state.step}, score {result.score:.4f} ({parts})")
-
-    def _save(self) -> None:
-        if self.parallel.first:
+    def _train(self, observe: Observer | None) -> None:
+        bench = self.bench
+        mine = range(bench.parallel.rank, bench.step.micro_batches, bench.parallel.world_size)
+        batches = self._take(bench.start)
+        verdict = bench.agree(NOTHING, 0)
+        busy = 0.0  # seconds of training, without validation and saving
+        while not self._boundary(verdict):
             began = time.monotonic()
-            extra = {"tiles": self.tiles, "threads": self.threads, "world_size": self.parallel.world_size}
-            folder = self.run_dir / "checkpoints" / self.name
-            save_checkpoint(folder, self.state.checkpoint(extra), self.config.checkpoint.keep)
-            self.events.write("checkpoint", step=self.state.step, seconds=round(time.monotonic() - began, 3))
-        self.parallel.barrier()
-
-    def _save_weights(self, which: str, result: Score | None) -> None:
-        if self.parallel.first:
-            metadata = {
-                "stage": self.name,
-                "step": self.state.step,
-                "score": result.as_json() if result else None,
-                "config": asdict(self.config),
-            }
-            save_weights(self.run_dir / "weights" / self.name / f"{which}.safetensors", self.state.model, metadata)
-
-    def _finish(self) -> None:
-        state = self.state
-        self._save_weights("last", None)
-        if not self.split.validation:
-            self._save_weights("best", None)
-        if self.parallel.first:
-            self.events.write("finish", step=state.step, score=state.best_score)
-            (self.run_dir / "stages").mkdir(exist_ok=True)
-            done = {"finished": True, "steps": state.step, "score": state.best_score}
-            write_json(self.run_dir / "stages" / f"{self.name}.json", done)
-        self.parallel.barrier()
-
-    def _announce(self) -> None:
-        parameters = sum(p.numel() for p in self.state.model.parameters() if p.requires_grad)
-        self.events.write(
-            "start",
-            step=self.state.step,
-            steps=self.total,
-            epochs=self.order.epochs_done(self.total),
-            world_size=self.parallel.world_size,
-            device=str(self.parallel.device),
-            precision=self.precision.name,
-            threads=self.threads,
-            parameters=parameters,
-            tiles=len(self.split.train),
-            validation_tiles=len(self.split.validation),
-            skipped=self.skipped,
-        )
-
-    def _greet(self, progress: Progress) -> None:
-        for line in self.skipped:
-            progress.note(f"{self.name}: skipped checkpoint {line}")
-        begin = f"continuing from step {self.state.step} of" if self.state.step else "from the start,"
-        progress.note(
-            f"{self.name}: {begin} {self.total} steps of {self.stage.batch} crops; {len(self.split.train)} tiles to "
-            f"train on, {len(self.split.validation)} to validate on; {self.parallel.world_size} x "
-            f"{self.parallel.device.type}, {self.precision.name}"
-        )
-
-    def _log_step(self, losses: Tensor, lr: float, rate: float) -> None:
-        total, agl, direction, scale = (float(value) for value in losses)
-        parts = {"loss": total, "agl_loss": agl, "direction_loss": direction, "scale_loss": scale}
-        values = {**parts, "lr": lr, "crops_per_second": rate}
-        epoch = self.order.epochs_done(self.state.step)
-        self.events.write("step", step=self.state.step, epoch=epoch, **values)
-        self.scalars.write(self.state.step, values)
-
-    def _check_finite(self, losses: Tensor) -> None:
-        """Stop a run that is lost. With scaled gradients single overflows are normal: their steps are skipped."""
-        self.overflows = 0 if math.isfinite(float(losses[0])) else self.overflows + 1
-        if self.overflows > (MOST_OVERFLOWS if self.precision.scaled else 0):
-            raise UserError(
-                f"the loss of stage {self.name} is {float(losses[0])} at step {self.state.step}: lower "
-                f"stages.{self.name}.optimizer.lr or use --precision float32, and start a new --run"
+            bench.watchdog.beat("step")
+            assert batches is not None  # or the verdict would have been to leave
+            lr = learning_rate(
+                bench.stage.schedule, bench.stage.optimizer.lr, bench.state.step, bench.total, bench.order
             )
+            computed = bench.step.compute(batches)
+            samples = samples_digest(mine, batches)
+            bench.watchdog.beat("data")
+            batches = self._take(bench.state.step + 1)
+            verdict = bench.agree(computed, samples)
+            self._conclude(verdict, lr)
+            busy += time.monotonic() - began
+            self._report(verdict, lr, (bench.state.step - bench.start) * bench.stage.batch / busy)
+            if observe is not None:
+                observe(StepReport(bench.state.step, torch.tensor(verdict.losses, dtype=torch.float64), lr))
+
+    def _take(self, step: int) -> list[Batch] | None:
+        """What this process computes of step `step` (from 0); None if a signal came while it was waited for."""
+        bench = self.bench
+        return bench.feed.take(lambda: bench.guard.requested) if step < bench.total else []
+
+    def _conclude(self, verdict: Verdict, lr: float) -> None:
+        """Take or skip the step that all have computed. Nothing is exchanged here, so no peer can be lost in it."""
+        bench = self.bench
+        state = bench.state
+        bench.changing = True
+        bench.recent.append((bench.chain.link, state.step + 1, verdict.samples, verdict.losses))
+        bench.chain.step(state.step + 1, verdict.samples, verdict.losses)
+        state.link = bench.chain.link
+        if verdict.finite:
+            bench.saver.writer.copied()
+            bench.step.commit(lr)
+            state.skips = 0
+        else:
+            bench.step.skip()
+            state.skips += 1
+        bench.changing = False
+
+    def _report(self, verdict: Verdict, lr: float, rate: float) -> None:
+        bench = self.bench
+        step = bench.state.step
+        if not verdict.finite:
+            bench.journal.advance()
+            bench.journal.event("skip", step, losses=[str(loss) for loss in verdict.losses])
+            return
+        bench.journal.advance(verdict.losses[0])
+        if step in (bench.total, bench.start + 1) or step % bench.config.log_every == 0:
+            bench.journal.step(step, verdict.losses, lr, rate)
+
+    def _boundary(self, verdict: Verdict) -> bool:
+        """What is done between two steps; whether the stage has its length."""
+        bench = self.bench
+        state, step = bench.state, bench.state.step
+        rolled_back = state.skips >= bench.config.divergence.max_skips
+        if rolled_back:
+            self._roll_back()
+        if verdict.signal:
+            leave(bench, verdict)
+        best = state.best_step
+        due = step == bench.total or bench.validate_every.due(step, bench.order)
+        if bench.split.validation and due and state.validated < step and not self._validate():
+            leave(bench, bench.agree(NOTHING, 0))
+        if bench.parallel.first:
+            self._housekeeping()
+            asked = verdict.save or rolled_back or state.best_step != best or bench.saver.scheduled(step)
+            if asked and 0 < step < bench.total and step != bench.saver.last_step and not bench.best.pending:
+                bench.watchdog.beat("save")
+                bench.saver.begin(state)
+        return step == bench.total
+
+    def _housekeeping(self) -> None:
+        """Take notice of what goes on beside the training; only what cannot be borne is raised."""
+        bench = self.bench
+        step = bench.state.step
+        bench.saver.look(bench.journal, bench.chain, step)
+        for note in bench.feed.notes():
+            bench.journal.warn(step, note)
+        try:
+            bench.best.retry()
+        except OSError as error:
+            bench.journal.warn(step, f"the best weights cannot be written yet ({error})")
+        try:
+            bench.lease.renew(step)
+        except OSError as error:
+            bench.journal.warn(step, f"the lease of the run cannot be renewed ({error})")
+
+    def _validate(self) -> bool:
+        """Score the held-out fold; False if a signal came to any process meanwhile."""
+        bench = self.bench
+        began, state = time.monotonic(), bench.state
+
+        def give_up() -> bool:
+            bench.watchdog.beat("validation")
+            return bench.guard.requested
+
+        try:
+            result = validate(bench.predictor, bench.store, bench.split.validation, bench.parallel, give_up)
+        except NotFiniteError as error:  # the next steps will show whether training is lost
+            bench.journal.warn(state.step, f"no score after step {state.step}: {error}")
+            state.validated = state.step
+            return True
+        if result is None:
+            return False
+        bench.journal.validation(state.step, result, time.monotonic() - began)
+        if state.best_score is None or result.score > state.best_score:
+            state.best_score, state.best_step = result.score, state.step
+            if bench.parallel.first:
+                try:
+                    bench.best.offer(bench.metadata(result))
+                except OSError as error:
+                    bench.journal.warn(state.step, f"the best weights cannot be written yet ({error})")
+        state.validated = state.step
+        return True
+
+    def _roll_back(self) -> None:
+        """Go back to an earlier state and on with the next batches, leaving out all that came between."""
+        bench = self.bench
+        state, limits = bench.state, bench.config.divergence
+        if state.rollbacks >= limits.max_rollbacks:
+            raise UserError(
+                f"stage {bench.name} diverges: {state.skips} losses or gradients in a row were not finite at step "
+                f"{state.step}, after going back {state.rollbacks} times; lower stages.{bench.name}.optimizer.lr or "
+                "use --precision float32, and start a new --run"
+            )
+        # From here on nothing may be saved as the state of this step until it is that after going back.
+        bench.changing = True
+        bench.saver.writer.wait()
+        bench.parallel.barrier()
+        to = bench.origin.roll_back(state)
+        bench.step.forget()
+        bench.chain.rollback(state.step, to)
+        state.link, state.skips, state.rollbacks = bench.chain.link, 0, state.rollbacks + 1
+        bench.recent.clear()
+        bench.changing = False
+        bench.journal.event("rollback", state.step, to=to)
+        bench.journal.note(
+            f"warning: {limits.max_skips} steps in a row were not finite at step {state.step}: going on from the "
+            f"state after step {to} with the next batches ({state.rollbacks} of {limits.max_rollbacks} times)"
+        )

@@ -1,33 +1,54 @@
 """The official score of the held-out fold, shared among processes, exact whatever their number."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from agl_core.data.store import Store
 from agl_core.geometry import Pose
-from agl_core.inference.predictor import Predictor
+from agl_core.inference.predictor import NotFiniteError, Predictor
 from agl_core.scoring.score import ImageResult, Score, score
 from agl_core.scoring.sums import ImageSums, image_sums
 from agl_core.training.parallel import Parallel
 
 
-def validate(predictor: Predictor, store: Store, tiles: Sequence[int], parallel: Parallel) -> Score:
+def validate(
+    predictor: Predictor,
+    store: Store,
+    tiles: Sequence[int],
+    parallel: Parallel,
+    give_up: Callable[[], bool] = lambda: False,
+) -> Score | None:
     """Predict the whole images `tiles` of the store and score them as `evaluate` would from disk.
 
     Process `rank` takes every `world_size`-th image. What is exchanged is integer sums and poses, one row an image,
-    so every process returns the same score to the last bit.
+    so every process returns the same score to the last bit. `give_up` is asked before every image; if it says so in any
+    process, all return None.
+
+    Raises:
+        NotFiniteError: in all processes, if the network's answer is not finite in one.
     """
     sums = torch.zeros(len(tiles), 5, dtype=torch.int64)
     poses = torch.zeros(len(tiles), 2, dtype=torch.float64)
+    given_up, problem = False, ""
     for row in range(parallel.rank, len(tiles), parallel.world_size):
+        if given_up := give_up():
+            break
         entry = store.entries[tiles[row]]
         rgb, agl = store.read_tile(tiles[row])
-        predicted = predictor.predict(rgb, entry.city, entry.gsd)
+        try:
+            predicted = predictor.predict(rgb, entry.city, entry.gsd)
+        except NotFiniteError as error:
+            problem = str(error)
+            break
         sums[row] = torch.tensor(image_sums(agl, predicted.agl_cm).as_ints())
         poses[row] = torch.tensor([predicted.pose.scale, predicted.pose.angle], dtype=torch.float64)
-    sums = parallel.sum(sums.to(parallel.device)).cpu()
-    poses = parallel.sum(poses.to(parallel.device)).cpu()
+    if parallel.any(given_up):
+        return None
+    if parallel.any(bool(problem)):
+        raise NotFiniteError(problem or "the network's answer is not finite")
+    sums = torch.stack(parallel.gather(sums)).sum(0)
+    poses = torch.stack(parallel.gather(poses)).sum(0)  # each row is of one process and zero in the others
     return score(
         [
             ImageResult(

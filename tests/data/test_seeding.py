@@ -1,9 +1,7 @@
 import random
-import signal
 from itertools import product
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,26 +60,6 @@ def global_draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.random()), float(torch.rand(1))
 
 
-@pytest.fixture
-def signals():
-    """Puts back how this process answers to USR2."""
-    before = signal.getsignal(signal.SIGUSR2)
-    yield
-    signal.signal(signal.SIGUSR2, before)
-
-
-@pytest.mark.usefixtures("signals")
-def test_a_worker_does_not_answer_the_cluster_s_warning_and_can_still_be_ended() -> None:
-    heard: list[int] = []
-    signal.signal(signal.SIGUSR2, lambda number, _: heard.append(number))
-    end = signal.getsignal(signal.SIGTERM)
-    WorkerInit(seed=5, stage=0, epoch=0, rank=0)(0)
-    signal.raise_signal(signal.SIGUSR2)
-    assert heard == []
-    assert signal.getsignal(signal.SIGTERM) == end
-
-
-@pytest.mark.usefixtures("signals")
 def test_worker_init_seeds_all_three_global_generators_for_its_own_address() -> None:
     init = WorkerInit(seed=5, stage=0, epoch=2, rank=1)
     init(3)

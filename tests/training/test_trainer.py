@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agl_core.config import CheckpointConfig
+from agl_core.config import CheckpointConfig, DivergenceConfig
 from agl_core.errors import UserError
 from agl_core.files import read_json
 from agl_core.model.weights import load_weights
@@ -158,22 +158,29 @@ def test_a_run_does_not_continue_on_other_tiles(tiny_store: Path, tmp_path: Path
         train(config(tiny_store, fold=1), tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tiny_store: Path, tmp_path: Path) -> None:
-    settings = config(tiny_store)
+def test_a_stage_that_stays_not_finite_goes_back_and_then_stops(tiny_store: Path, tmp_path: Path) -> None:
+    settings = config(tiny_store, steps=9, divergence=DivergenceConfig(max_skips=2, max_rollbacks=1))
     settings.stages["first"].optimizer.lr = 1e30
-    with pytest.raises(UserError, match=r"the loss of stage first is (nan|inf) at step \d+: lower"):
+    settings.checkpoint.every = "7 steps"
+    with pytest.raises(
+        UserError, match=r"stage first diverges: 2 losses .* at step 6, after going back 1 times; lower"
+    ):
         train(settings, tmp_path)
+    events = [(event["kind"], event["step"]) for event in read_events(tmp_path / "events.jsonl")]
+    assert [event for event in events if event[0] in ("skip", "rollback")] == [
+        ("skip", 2), ("skip", 3), ("rollback", 3), ("skip", 5), ("skip", 6),
+    ]  # fmt: skip
 
 
 def test_more_processes_than_micro_batches_are_refused(tiny_store: Path, tmp_path: Path) -> None:
     from agl_core.model.precision import Precision
-    from agl_core.training.build import build_state
+    from agl_core.training.build import Origin
     from agl_core.training.parallel import Parallel
     from agl_core.training.step import OptimizerStep
 
     settings = config(tiny_store)
     parallel = Parallel(world_size=5)
     precision = Precision.choose("auto", parallel.device)
-    state, _ = build_state(settings, "first", tmp_path, ["AAA", "BBB"], "", precision)
+    state, _ = Origin(settings, "first", tmp_path, ["AAA", "BBB"], "", precision, Parallel()).build()
     with pytest.raises(UserError, match=r"4 micro-batches a step .* for 5 processes"):
         OptimizerStep(state, settings.stages["first"], 0, 0, precision, parallel)

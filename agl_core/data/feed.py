@@ -1,0 +1,117 @@
+"""The batches of one process, step by step, read ahead; waiting for them can be broken off."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from agl_core.data.dataset import Batch, CropDataset, batches
+from agl_core.data.order import Order
+from agl_core.data.shield import end_workers, worker_fork
+
+PATIENCE = 0.2  # seconds between two looks at whether waiting has become pointless
+MOST_DEATHS = 3  # of data loading processes without a batch in between
+
+
+class Feed:
+    """Gives the micro-batches that process `rank` of `world_size` computes, one optimiser step at a time.
+
+    With workers, a thread of this process talks to them. So a signal is noticed while there is nothing to compute, and
+    a worker that was killed costs nothing: others are started, which go on at the first batch that is missing, since
+    every batch is a function of the step.
+    """
+
+    def __init__(
+        self, dataset: CropDataset, order: Order, start: int, stop: int, rank: int, world_size: int, workers: int,
+        pin_memory: bool = False,
+    ) -> None:  # fmt: skip
+        """Batches of the steps `start` (from 0) to `stop`."""
+        self._dataset, self._order, self._next, self._stop = dataset, order, start, stop
+        self._rank, self._world_size, self._workers, self._pin = rank, world_size, workers, pin_memory
+        config = dataset.config
+        self._each = len(range(rank, config.batch // config.micro_batch, world_size))
+        self._notes: list[str] = []
+        self._closed = threading.Event()
+        self._loader: Iterator[Batch] | None = None
+        self._read: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=1)
+        self._thread: threading.Thread | None = None
+        if workers > 0:
+            self._thread = threading.Thread(target=self._read_ahead, name="feed", daemon=True)
+            self._thread.start()
+
+    def take(self, give_up: Callable[[], bool] = lambda: False) -> list[Batch] | None:
+        """The micro-batches of the next step, or None if `give_up` says so before they are there.
+
+        Raises:
+            RuntimeError: data loading processes die again and again.
+        """
+        while not give_up():
+            if self._thread is None:
+                return self._step()
+            try:
+                found = self._read.get(timeout=PATIENCE)
+            except queue.Empty:
+                continue
+            if isinstance(found, BaseException):
+                raise found
+            return found
+        return None
+
+    def notes(self) -> list[str]:
+        """What the user should know and has not been told yet, one sentence each."""
+        told, self._notes = self._notes, []
+        return told
+
+    def close(self) -> None:
+        """End the data loading processes."""
+        self._closed.set()
+        self._end_workers()
+        if self._thread is not None:
+            # It may need some seconds to notice that they are gone, and is of no use any more.
+            self._thread.join(2 * PATIENCE)
+
+    def _step(self) -> list[Batch]:
+        if self._loader is None:
+            with worker_fork():
+                self._loader = batches(
+                    self._dataset, self._order, self._next, self._stop, self._rank, self._world_size, self._workers,
+                    self._pin,
+                )  # fmt: skip
+        step = [next(self._loader) for _ in range(self._each)]
+        self._next += 1
+        return step
+
+    def _read_ahead(self) -> None:
+        deaths = 0
+        while self._next < self._stop and not self._closed.is_set():
+            try:
+                found: list[Batch] | BaseException = self._step()
+                deaths = 0
+            except Exception as error:
+                if self._closed.is_set():
+                    return
+                self._end_workers()
+                deaths += 1
+                if not _tells_of_a_death(error) or deaths > MOST_DEATHS:
+                    found = error
+                else:
+                    self._notes.append(f"{error}; data loading goes on with new processes")
+                    continue
+            while not self._closed.is_set():
+                try:
+                    self._read.put(found, timeout=PATIENCE)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(found, BaseException):
+                return
+
+    def _end_workers(self) -> None:
+        loader: Any = self._loader
+        end_workers(getattr(loader, "_workers", []))
+        self._loader = None
+
+
+def _tells_of_a_death(error: Exception) -> bool:
+    """torch raises a plain RuntimeError both for a worker that was killed and for some errors within one."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error) and "exited unexpectedly" in str(error)

@@ -1,0 +1,67 @@
+"""What all processes agree on at the end of every step, in one exchange between CPUs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
+
+from agl_core.data.dataset import Batch
+from agl_core.training.parallel import Parallel
+from agl_core.training.step import Computed
+
+_HALF = 2**32
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The same in every process.
+
+    losses: of the whole global batch (total, AGL, direction, scale), added up in the order of ranks; samples: 64-bit
+    digest of its sample keys; finite: losses and gradients are finite everywhere; signal: number of a signal that asks
+    some process to leave, 0 for none; seconds_left: until the first of them is killed, inf if nobody is; save: the
+    first process wants a checkpoint.
+    """
+
+    losses: list[float]
+    samples: int
+    finite: bool
+    signal: int
+    seconds_left: float
+    save: bool
+
+
+def agree(
+    parallel: Parallel, computed: Computed, samples: int, signal: int, seconds_left: float, save: bool
+) -> Verdict:
+    """Exchange what each process has found; every process must call it.
+
+    Raises:
+        PeerLostError: another process is gone.
+    """
+    high, low = divmod(samples, _HALF)  # a double holds 53 bits
+    own = [*computed.losses, high, low, computed.finite, signal, seconds_left, save]
+    rows = [row.tolist() for row in parallel.gather(torch.tensor(own, dtype=torch.float64))]
+    losses = [sum(row[kind] for row in rows) for kind in range(4)]
+    return Verdict(
+        losses=losses,
+        samples=sum(int(row[4]) * _HALF + int(row[5]) for row in rows) % 2**64,
+        finite=all(row[6] for row in rows) and all(math.isfinite(loss) for loss in losses),
+        signal=int(max(row[7] for row in rows)),
+        seconds_left=min(row[8] for row in rows),
+        save=bool(rows[0][9]),
+    )
+
+
+def samples_digest(numbers: Sequence[int], batches: Sequence[Batch]) -> int:
+    """64-bit digest of the samples that were really computed: of micro-batch `numbers[i]` those in `batches[i]`.
+
+    The digests of micro-batches are added up (modulo 2^64), so it does not matter which process computed which.
+    """
+    total = 0
+    for number, batch in zip(numbers, batches, strict=True):
+        keys = torch.stack([batch.epoch, batch.sample]).numpy().astype("<i8")
+        total += xxhash.xxh3_64_intdigest(np.int64(number).astype("<i8").tobytes() + keys.tobytes())
+    return total % 2**64

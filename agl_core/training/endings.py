@@ -1,0 +1,103 @@
+"""How a process leaves a stage: at its end, when it is asked to, or because it must."""
+
+import math
+import signal
+import sys
+from contextlib import suppress
+from functools import partial
+from typing import NoReturn
+
+from agl_core.durable.chain import ChainLog
+from agl_core.durable.exits import InterruptedRunError
+from agl_core.durable.lease import LeaseLostError
+from agl_core.files import write_json
+from agl_core.model.weights import save_weights
+from agl_core.training.agreement import Verdict
+from agl_core.training.step import NOTHING
+from agl_core.training.workbench import Workbench
+
+
+def finish(bench: Workbench) -> None:
+    """Leave the last checkpoint, the weights and, when all is on the disk, the record of the stage."""
+    bench.watchdog.__exit__(None, None, None)  # the disk may take its time, while the others wait
+    done = not bench.parallel.first or all(
+        bench.saver.insist(write, bench.journal, bench.total, lambda: bench.guard.requested)
+        for write in (
+            bench.best.write,
+            partial(_last_checkpoint, bench),
+            partial(_last_weights, bench),
+            partial(_record, bench),
+        )
+    )
+    if bench.parallel.any(not done):
+        leave(bench, bench.agree(NOTHING, 0))
+
+
+def _last_checkpoint(bench: Workbench) -> None:
+    bench.saver.save(bench.state, math.inf)
+    bench.saver.look(bench.journal, bench.chain, bench.total)
+
+
+def _last_weights(bench: Workbench) -> None:
+    folder = bench.run_dir / "weights" / bench.name
+    with bench.lease.writing():
+        save_weights(folder / "last.safetensors", bench.state.model, bench.metadata(None))
+        if not bench.split.validation:
+            save_weights(folder / "best.safetensors", bench.state.model, bench.metadata(None))
+
+
+def _record(bench: Workbench) -> None:
+    bench.journal.event("finish", bench.state.step, score=bench.state.best_score)
+    done = {"finished": True, "steps": bench.state.step, "score": bench.state.best_score}
+    with bench.lease.writing():
+        (bench.run_dir / "stages").mkdir(exist_ok=True)
+        write_json(bench.run_dir / "stages" / f"{bench.name}.json", done)
+    with suppress(OSError):
+        bench.lease.release(bench.state.step)
+
+
+def leave(bench: Workbench, verdict: Verdict) -> NoReturn:
+    """Save, if there is time, and say that the run was interrupted."""
+    step, name = bench.state.step, signal.Signals(verdict.signal).name.removeprefix("SIG")
+    if bench.parallel.first:
+        bench.watchdog.beat("save")
+        try:
+            bench.best.write()
+            if step and not bench.saver.save(bench.state, verdict.seconds_left):
+                bench.journal.warn(step, f"a checkpoint would not fit into the {verdict.seconds_left:.0f} s left")
+        except OSError as error:
+            bench.journal.warn(step, f"the state of step {step} could not be saved ({error})")
+        bench.saver.look(bench.journal, bench.chain, step)
+        bench.journal.event("interruption", step, signal=name, saved=bench.saver.last_good)
+        with suppress(OSError):
+            bench.lease.release(step)
+    # The others wait here: the first of them to end would have all ended on some clusters.
+    saved = bench.parallel.text_of_first(str(bench.saver.last_good or ""))
+    raise InterruptedRunError(name, int(saved) if saved else None)
+
+
+def save_what_stands(bench: Workbench) -> int | None:
+    """Save the state after the last step, which this process has whatever was computed since; the step if it is
+    on the disk. Called when the other processes are out of reach, or by the watchdog's thread."""
+    if bench.changing or bench.state.step == 0:
+        return None
+    bench.step.forget()
+    try:
+        saved = bench.saver.save(bench.state, bench.guard.remaining())
+    except (OSError, LeaseLostError) as error:
+        print(f"{bench.name}: the state of step {bench.state.step} could not be saved ({error})", file=sys.stderr)
+        return None
+    if not bench.parallel.first and bench.recent:
+        # The first process may have been killed before it could write down the last step.
+        path = bench.run_dir / "chain" / f"{bench.name}.{bench.lease.generation}.jsonl"
+        log = ChainLog(path, bench.recent[0][0])
+        for _, step, samples, losses in bench.recent:
+            log.step(step, samples, losses)
+        log.close()
+    return bench.state.step if saved else None
+
+
+def save_if_hung(bench: Workbench) -> None:
+    """What the watchdog does before it ends a process."""
+    if (saved := save_what_stands(bench)) is not None:
+        print(f"{bench.name}: the state after step {saved} is saved", file=sys.stderr)

@@ -1,0 +1,158 @@
+"""What a stage works with while it trains, put up once at its start."""
+
+import signal
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agl_core.config import TrainConfig
+from agl_core.data.dataset import CropDataset
+from agl_core.data.feed import Feed
+from agl_core.data.order import Order
+from agl_core.data.split import Split
+from agl_core.data.store import Store
+from agl_core.durable.chain import ChainLog
+from agl_core.durable.exits import InterruptedRunError
+from agl_core.durable.guard import Guard
+from agl_core.durable.watchdog import Watchdog
+from agl_core.inference.predictor import Predictor
+from agl_core.model.precision import Precision
+from agl_core.reporting.events import EventLog, count_interruptions
+from agl_core.reporting.progress import Progress
+from agl_core.reporting.scalars import Scalars
+from agl_core.scoring.score import Score
+from agl_core.training.agreement import Verdict, agree
+from agl_core.training.best import BestWeights
+from agl_core.training.build import Origin
+from agl_core.training.incarnation import begin_incarnation
+from agl_core.training.journal import Journal
+from agl_core.training.parallel import Parallel, default_threads
+from agl_core.training.saver import Saver
+from agl_core.training.schedule import Span
+from agl_core.training.step import Computed, OptimizerStep
+
+
+class Workbench:
+    """One process's part of one incarnation of a stage: its data, state, step, files and watchers.
+
+    `changing` is true while the state is between two steps; `recent` holds the last entries of the chain, each with
+    the link before it.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: str,
+        run_dir: Path,
+        parallel: Parallel,
+        guard: Guard,
+        watch: bool,
+        on_hang: Callable[["Workbench"], None],
+        resources: ExitStack,
+    ) -> None:
+        """`resources` ends what runs beside the training and closes the files; `on_hang` is called by the watchdog."""
+        self.config, self.name, self.run_dir, self.parallel, self.guard = config, stage, run_dir, parallel, guard
+        self.changing = True  # until there is a state that could be saved
+        self.stage, number = config.stages[stage], list(config.stages).index(stage)
+        self.threads = config.threads or default_threads(parallel.world_size)
+        torch.set_num_threads(self.threads)
+        self.lease = begin_incarnation(run_dir, parallel)
+        incarnation = f"{stage}.{self.lease.generation}"
+        self.watchdog = Watchdog(
+            run_dir / "stacks" / f"{incarnation}.rank{parallel.rank}.txt",
+            minutes=config.watchdog.minutes if watch else 0,
+            factor=config.watchdog.factor,
+            on_hang=lambda: on_hang(self),
+            processes=parallel.world_size,
+        )
+        resources.enter_context(self.watchdog)
+        if parallel.any(guard.requested):  # before the long part of the start
+            raise InterruptedRunError(guard.signal or "a signal to another process", None)
+        self.store = Store(Path(config.store or Path(config.data) / "store"))
+        self.split = Split.of(self.store, config)
+        self.order = Order(config.seed, number, len(self.split.train), self.stage.batch)
+        self.total = Span.parse(self.stage.length, f"stages.{stage}.length").steps(self.order)
+        self.validate_every = Span.parse(self.stage.validate_every, f"stages.{stage}.validate_every")
+        self.precision = Precision.choose(config.precision, parallel.device)
+        self.tiles = self.split.digest(self.store)
+        self.origin = Origin(config, stage, run_dir, self.store.cities, self.tiles, self.precision, parallel)
+        self.state, self.skipped = self.origin.build()
+        self.start = self.state.step
+        self.step = OptimizerStep(self.state, self.stage, config.seed, number, self.precision, parallel)
+        self.predictor = Predictor(self.state.model, config.max_agl, precision=self.precision.name)
+        self.saver = Saver(
+            config.checkpoint,
+            run_dir / "checkpoints" / stage,
+            self.lease,
+            self.order,
+            {"tiles": self.tiles, "threads": self.threads, "world_size": parallel.world_size},
+            # Only by the first process, which saves first: later their names may be those of good checkpoints.
+            [line.split(":")[0] for line in self.skipped] if parallel.first else [],
+            count_interruptions(run_dir / "events.jsonl") if parallel.first else (0, 0.0),
+        )
+        if self.start:
+            self.saver.continues_from(self.start)
+        resources.callback(self.saver.writer.close)
+        self.best = BestWeights(run_dir / "weights" / stage / "best.safetensors", self.state.model, self.lease)
+        chain_file = run_dir / "chain" / f"{incarnation}.jsonl"
+        self.chain = ChainLog(chain_file if parallel.first else None, self.state.link)
+        resources.callback(self.chain.close)
+        self.recent: deque[tuple[str, int, int, list[float]]] = deque(maxlen=2)
+        self.progress = Progress(stage, self.total, "steps", self.start, shown=parallel.first)
+        events = EventLog(run_dir / "events.jsonl" if parallel.first else None, stage)
+        scalars = Scalars(run_dir / "tensorboard" if parallel.first else None, stage, self.start)
+        resources.callback(events.close)
+        resources.callback(scalars.close)
+        self.journal = Journal(stage, self.order, events, scalars, self.progress)
+        dataset = CropDataset(self.store, self.split.train, self.stage, config.seed, number, parallel.rank)
+        self.feed = Feed(
+            dataset, self.order, self.start, self.total, parallel.rank, parallel.world_size, config.workers or 0,
+            pin_memory=parallel.device.type == "cuda",
+        )  # fmt: skip
+        resources.callback(self.feed.close)
+        self.changing = False
+
+    def agree(self, computed: Computed, samples: int) -> Verdict:
+        """What all processes know together at the end of a step.
+
+        Raises:
+            PeerLostError: another process is gone.
+        """
+        number = signal.Signals[f"SIG{self.guard.signal}"] if self.guard.signal else 0
+        save = self.parallel.first and self.saver.wanted()
+        return agree(self.parallel, computed, samples, number, self.guard.remaining(), save)
+
+    def metadata(self, result: Score | None) -> dict[str, Any]:
+        """What the header of a weights file says of their origin."""
+        score = result.as_json() if result is not None else None
+        return {"stage": self.name, "step": self.state.step, "score": score, "config": asdict(self.config)}
+
+    def announce(self) -> None:
+        """Say in one line where the stage stands, what it will do and where."""
+        self.journal.event(
+            "start",
+            self.start,
+            generation=self.lease.generation,
+            steps=self.total,
+            epochs=self.order.epochs_done(self.total),
+            world_size=self.parallel.world_size,
+            device=str(self.parallel.device),
+            precision=self.precision.name,
+            threads=self.threads,
+            parameters=sum(p.numel() for p in self.state.model.parameters() if p.requires_grad),
+            tiles=len(self.split.train),
+            validation_tiles=len(self.split.validation),
+            skipped=self.skipped,
+        )
+        begin = f"continuing from step {self.start} of" if self.start else "from the start,"
+        skipped = f" (skipped checkpoint {'; '.join(self.skipped)})" if self.skipped else ""
+        self.journal.note(
+            f"{begin} {self.total} steps{skipped}; {self.stage.batch} crops each, {len(self.split.train)} tiles to "
+            f"train on, {len(self.split.validation)} to validate on; {self.parallel.world_size} x "
+            f"{self.parallel.device.type}, {self.precision.name}"
+        )
