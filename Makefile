@@ -1,13 +1,14 @@
 # make demo   set up, then the whole job on a small built-in world: render, prepare, train, predict, score
 # make test   set up, then the tests
 # make check  set up, then format, lint and types
+# make drill  set up, then kill a run of two processes 200 times and compare its result bit for bit (an hour)
 # make setup  the virtual environment alone
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python launch.py
 DEMO := data/demo
 
-.PHONY: setup demo test check
+.PHONY: setup demo test check drill
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -21,6 +22,9 @@ demo: setup
 	$(RUN) --cluster debug --encoder tu-resnet10t --recipe demo --data $(DEMO) --run demo
 	$(RUN) predict --run demo --data $(DEMO) --out predictions/demo
 	$(RUN) evaluate --predictions predictions/demo --truth $(DEMO)/test_truth --json runs/demo/score.json
+
+drill: setup
+	$(RUN) drill --interruptions 200 --signal KILL --processes 2 --workers 2 --steps 400 --seed 0
 
 test: setup
 	$(VENV)/bin/python -m pytest -n auto

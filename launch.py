@@ -3,12 +3,14 @@
 
 import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 
+from agl_core.durable.exits import INTERRUPTED
 from agl_core.errors import UserError
 from jobs.cli import Request, parse
-from jobs.failure import JobError
+from jobs.failure import JobError, JobInterruptedError
 
 # What the operating system refuses for reasons that a user can mend.
 MENDABLE = {
@@ -40,6 +42,10 @@ def carry_out(request: Request) -> None:
         from agl_core.scoring.evaluate import evaluate
 
         evaluate(config)
+    elif request.verb == "drill":
+        from jobs.drill import drill
+
+        drill(config)
     else:
         from jobs.train import train
 
@@ -47,7 +53,8 @@ def carry_out(request: Request) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line `argv`; returns the exit code: 0 done, 2 a mistake of the user, 1 a rank failed, 130 Ctrl-C.
+    """Run the command line `argv`; returns the exit code: 0 done, 1 a rank failed, 2 a mistake of the user, 75 asked to
+    leave and saved, 130 Ctrl-C.
 
     What is raised otherwise is a defect of this project and ends in its traceback, with exit code 1.
     """
@@ -61,6 +68,9 @@ def main(argv: list[str]) -> int:
         if str(error):  # a rank has said it already
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except JobInterruptedError as error:
+        print(f"{error}; to continue: python launch.py {shlex.join(argv)}", file=sys.stderr)
+        return 130 if error.by_keyboard else INTERRUPTED
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

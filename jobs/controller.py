@@ -1,5 +1,6 @@
 """The parent of the ranks of a job on this machine: `python -m jobs.controller FOLDER`, started by the executor."""
 
+import math
 import os
 import signal
 import sys
@@ -11,10 +12,12 @@ from types import FrameType
 from submitit.local.local import Controller
 
 from agl_core.files import write_json
+from jobs.failure import MISTAKE
 
-GRACE = 2.5  # seconds that the others have to end by themselves when a rank has failed: one of them may know why
+CAUSE = 2.5  # seconds that the others have when a rank has refused the user's input: one of them may know better why
 END_FILE = "end.json"
 PARENT = "AGL_PARENT"
+GRACE = "AGL_GRACE"
 
 
 class RankController(Controller):
@@ -24,40 +27,51 @@ class RankController(Controller):
     collective for ever), and leaves the ranks behind when it is killed.
     """
 
-    def __init__(self, folder: Path, parent: int) -> None:
+    def __init__(self, folder: Path, parent: int, grace: float) -> None:
+        """`grace`: seconds that the ranks have to save and leave, from a warning or the death of one of them."""
         super().__init__(folder)
-        self.parent = parent
-        self.stopped = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        self.parent, self.grace = parent, grace
+        self.stops = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
             signal.signal(number, self._stop)
 
     def wait(self, freq: int = 50) -> Sequence[int | None]:
-        """Wait until all ranks have ended, one has failed a while ago, or nobody wants them any more; returns their
-        exit codes."""
-        failed: float | None = None
+        """Wait until all ranks have ended, or it is time to end them; returns their exit codes.
+
+        The first signal, or the death of the launcher, is passed on to the ranks as a warning; the second ends them.
+        """
+        deadline = math.inf
+        warned = failed = False
         while True:
             codes = [task.poll() for task in self.tasks]
-            if any(codes) and failed is None:
-                failed = time.monotonic()
-            if all(code is not None for code in codes) or (failed and time.monotonic() > failed + GRACE):
+            now = time.monotonic()
+            if all(code is not None for code in codes) or now > deadline or self.stops > 1:
                 return codes
-            if self.stopped or os.getppid() != self.parent:
-                return codes
+            if any(codes) and not failed:
+                failed = True
+                deadline = min(deadline, now + (CAUSE if MISTAKE in codes else self.grace))
+            if not warned and (self.stops or os.getppid() != self.parent):
+                warned = True
+                deadline = min(deadline, now + self.grace)
+                for task in self.tasks:
+                    if task.poll() is None:
+                        task.send_signal(signal.SIGTERM)
             time.sleep(1 / freq)
 
     def run(self, max_retry: int = 1) -> None:
         """Start the ranks, wait, write what ended them, and end those that still run."""
         try:
             self.start_tasks()
-            codes = self.wait()
-            if not self.stopped:
-                write_json(self.folder / END_FILE, list(codes))
+            write_json(self.folder / END_FILE, list(self.wait()))
         finally:
+            for task in self.tasks:  # they have had their time, and take a TERM for a warning
+                if task.poll() is None:
+                    task.kill()
             self.kill_tasks()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
+        self.stops += 1
 
 
 if __name__ == "__main__":
-    RankController(Path(sys.argv[1]), int(os.environ[PARENT])).run()
+    RankController(Path(sys.argv[1]), int(os.environ[PARENT]), float(os.environ[GRACE])).run()

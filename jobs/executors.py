@@ -4,8 +4,11 @@ import os
 import shutil
 import subprocess
 
+from agl_core.durable.exits import InterruptedRunError
+from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
 from jobs.cluster import ClusterConfig
+from jobs.failure import JobError, JobInterruptedError
 from jobs.local import check_gpus, fresh_folder, run_ranks, visible_gpus
 from jobs.lock import remember
 from jobs.pipeline import JobSpec
@@ -19,15 +22,25 @@ CACHES = ("HF_HOME", "HF_HUB_CACHE")
 
 
 def execute(chain: list[JobSpec], run: Run, cluster: ClusterConfig) -> None:
-    """Run the jobs one after the other, or submit them; returns at their end, or when all are submitted."""
+    """Run the jobs one after the other, or submit them; returns at their end, or when all are submitted.
+
+    Raises:
+        JobInterruptedError: this process was asked to leave before the end; the run is saved.
+    """
     if cluster.executor == "slurm":
         submit_chain(chain, run, cluster)
     elif cluster.executor == "local":
         for job in chain:
-            run_ranks(StageJob(run.path, job.name), fresh_folder(run.jobs, job.name), cluster)
+            grace = run.config().checkpoint.grace
+            run_ranks(StageJob(run.path, job.name), fresh_folder(run.jobs, job.name), cluster, grace)
     else:
         for job in chain:
-            train_here(run.path, job.name, Place(0, 1, 0, None))
+            try:
+                train_here(run.path, job.name, Place(0, 1, 0, None), keyboard=True)
+            except InterruptedRunError as error:
+                raise JobInterruptedError(str(error), by_keyboard=error.signal == "INT") from None
+            except LeaseLostError as error:
+                raise JobError(str(error)) from None
 
 
 def check_place(cluster: ClusterConfig) -> None:

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 from types import FrameType
@@ -16,11 +15,12 @@ from typing import Any, TextIO, cast
 
 from submitit.local.local import LocalExecutor, LocalJob
 
+from agl_core.durable.exits import HUNG, PEER_LOST
 from agl_core.errors import UserError
 from agl_core.files import read_json
 from jobs.cluster import ClusterConfig
-from jobs.controller import END_FILE, PARENT
-from jobs.failure import JobError
+from jobs.controller import END_FILE, GRACE, PARENT
+from jobs.failure import INTERRUPTIONS, MISTAKE, JobError, JobInterruptedError
 from jobs.sbatch import ROOT
 from jobs.stages import RENDEZVOUS
 
@@ -58,21 +58,23 @@ class RankExecutor(LocalExecutor):
         return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(processes)))
 
 
-def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig) -> None:
+def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig, grace: float = 30.0) -> None:
     """Run `call` in `cluster.processes` processes; logs and submitit's files go to the new `folder`.
 
-    What rank 0 prints is shown here as it comes. Returns when all ranks have succeeded. If this process is interrupted
-    or ended, so are the ranks.
+    What rank 0 prints is shown here as it comes. Returns when all ranks have succeeded. The first signal that asks this
+    process to end is passed on to the ranks, which have `grace` seconds to save and leave; the second ends them.
 
     Raises:
         UserError: a rank found something that the user can mend.
+        JobInterruptedError: the ranks were asked to leave, by this process or directly.
         JobError: a rank failed; the others were ended.
     """
     folder.mkdir(parents=True)
     rendezvous = folder / "rendezvous"
-    executor = RankExecutor(folder, environment(cluster, dict(os.environ), f"file://{rendezvous}"))
+    outside = {**os.environ, GRACE: str(grace)}
+    executor = RankExecutor(folder, environment(cluster, outside, f"file://{rendezvous}"))
     executor.update_parameters(tasks_per_node=cluster.processes, timeout_min=FOR_EVER)
-    with _termination_interrupts():
+    with PassedOn() as signals:
         job = cast("LocalJob[None]", executor.submit(call))
         process = job._process
         assert process is not None
@@ -82,17 +84,44 @@ def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig) ->
         ]
         try:
             while process.poll() is None:
+                signals.pass_on(process)
                 for log in logs:
                     log.show()
                 time.sleep(0.05)
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait()
             for log in logs:
                 log.show()
             rendezvous.unlink(missing_ok=True)
-    _judge(job, folder, cluster.processes)
+    _judge(job, folder, cluster.processes, signals)
+
+
+class PassedOn:
+    """While it is entered, signals that ask this process to end are collected, and passed on when there is time."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._passed = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "PassedOn":
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def pass_on(self, process: "subprocess.Popen[bytes]") -> None:
+        """Send `process` a TERM for every signal that came; more than two say nothing new."""
+        while self._passed < min(len(self.received), 2):
+            self._passed += 1
+            process.send_signal(signal.SIGTERM)
+            if self._passed == 1:
+                print("the ranks save and leave; once more ends them at once", file=sys.stderr, flush=True)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
 
 
 def environment(cluster: ClusterConfig, outside: dict[str, str], meeting: str) -> dict[str, str]:
@@ -183,35 +212,37 @@ def last_lines(path: Path) -> list[str]:
         return list(deque((line for line in lines if not line.startswith("submitit ")), SHOWN_LINES))
 
 
-def _judge(job: "LocalJob[None]", folder: Path, processes: int) -> None:
+def _judge(job: "LocalJob[None]", folder: Path, processes: int, signals: PassedOn) -> None:
     end_file = folder / END_FILE
     if not end_file.exists():
         raise JobError(f"the ranks were ended from outside; their logs are in {folder}")
     codes: list[int | None] = read_json(end_file)
-    failed = [(rank, code) for rank, code in enumerate(codes) if code]
-    if not failed:
+    if all(code == 0 for code in codes):
         return
+    # Those without a code were ended by the controller.
+    failed: list[tuple[int, int | None]] = [(rank, code) for rank, code in enumerate(codes) if code]
+    failed = failed or [(codes.index(None), None)]
     # A user's mistake is the cause, then a rank that was killed; what the others say are consequences.
-    rank, code = min(failed, key=lambda entry: (entry[1] != 2, entry[1] > 0, entry[0]))
+    rank, code = min(failed, key=lambda entry: (_consequence(entry[1]), entry[0]))
     lines = last_lines(Path(job.task(rank).paths.stderr))
-    if code == 2 and lines and lines[-1].startswith("error: "):
+    if code == MISTAKE and lines and lines[-1].startswith("error: "):
         raise UserError("" if rank == 0 else lines[-1].removeprefix("error: "))
-    what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if signals.received or any(code in INTERRUPTIONS for _, code in failed):
+        told = [line for line in last_lines(Path(job.task(0).paths.stderr)) if line.startswith("interrupted by ")]
+        raise JobInterruptedError(told[-1] if told else "interrupted", by_keyboard=signal.SIGINT in signals.received)
+    if code is not None and code < 0:
+        what = f"was killed by {signal.Signals(-code).name}"
+    else:
+        what = {None: "was ended", HUNG: "made no progress and was ended"}.get(code, f"ended with exit code {code}")
     ended = "" if processes == 1 else "; the other ranks were ended"
     tail = "" if rank == 0 or not lines else "\n".join(["; its last lines:", *(f"  {line}" for line in lines)])
-    raise JobError(f"rank {rank} {what}{ended}; the logs are in {folder}{tail}")
+    raise JobError(f"rank {rank} {what}{ended}; the same command continues; the logs are in {folder}{tail}")
 
 
-@contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end this process the way Ctrl-C does, so that the ranks are ended too."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _consequence(code: int | None) -> int:
+    """How far a rank's end is from the cause, by its exit code."""
+    if code == MISTAKE:
+        return 0
+    if code is None:
+        return 4
+    return 1 if code < 0 else 3 if code == PEER_LOST else 2

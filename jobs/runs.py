@@ -66,6 +66,11 @@ class Run:
         """What the trainer leaves at the end of a stage: steps, score, finished."""
         return self.path / "stages" / f"{stage}.json"
 
+    def foreign(self, path: Path) -> bool:
+        """Whether something in the folder is not of a start of this run that was killed before it had written
+        config.yaml: its lock, and files that are not whole yet."""
+        return path != self.lock and not re.fullmatch(r"\..+\.(part|probe)(\.\w+)?", path.name)
+
     def exists(self) -> bool:
         """Whether the run has been created."""
         return self.config_file.exists()
@@ -110,7 +115,7 @@ def check_same_run(run: Run, config: TrainConfig) -> None:
     Only keys that are part of a run's identity count: where and how fast it runs may change.
     """
     if not run.exists():
-        if run.path.exists() and (not run.path.is_dir() or any(path != run.lock for path in run.path.iterdir())):
+        if run.path.exists() and (not run.path.is_dir() or any(map(run.foreign, run.path.iterdir()))):
             raise UserError(f"{run.path} exists but is no run (it has no config.yaml): choose another --run")
         return
     if not run.begun():  # it was refused after its creation: what mends that must not be refused

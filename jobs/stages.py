@@ -1,6 +1,7 @@
 """The callables that are submitted: importable by name, with nothing in them but where the run is."""
 
 import os
+import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from agl_core.config import PrepareConfig
+from agl_core.durable.exits import INTERRUPTED, PEER_LOST, InterruptedRunError, PeerLostError
+from agl_core.durable.guard import Guard
+from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
 from jobs.runs import Run
 
@@ -58,7 +62,14 @@ class StageJob(Resubmitted):
     def __call__(self) -> None:
         """Run the stage to its end; leaves with code 2 and one sentence where the user can mend what is wrong."""
         with quiet_ends():
-            train_here(self.run_dir, self.stage, find_place())
+            try:
+                train_here(self.run_dir, self.stage, find_place(), watch=True)
+            except InterruptedRunError as error:
+                if error.signal == "USR2" and "SLURM_JOB_ID" in os.environ:
+                    # The time limit is near. submitit's handler is in its place again, and hands the job back.
+                    print(error, file=sys.stderr, flush=True)
+                    os.kill(os.getpid(), signal.SIGUSR2)
+                raise
 
 
 @dataclass(frozen=True)
@@ -77,14 +88,19 @@ class PrepareJob(Resubmitted):
             prepare(PrepareConfig(data=config.data, store=config.store, unit=config.unit, workers=self.workers))
 
 
-def train_here(run_dir: Path, stage: str, place: Place) -> None:
-    """Train a stage in this process."""
-    from agl_core.training.parallel import Parallel
-    from agl_core.training.trainer import train_stage
+def train_here(run_dir: Path, stage: str, place: Place, watch: bool = False, keyboard: bool = False) -> None:
+    """Train a stage in this process. `watch` ends it if it hangs; `keyboard`: Ctrl-C asks it to save and leave.
 
+    Raises what `agl_core.training.trainer.train_stage` raises.
+    """
     config = Run(run_dir).config()
-    with Parallel(place.rank, place.world_size, place.local_rank, place.init_method) as parallel:
-        train_stage(config, stage, run_dir, parallel)
+    # Before the imports, which take seconds: a warning must not end this process in its own way.
+    with Guard(config.checkpoint.grace, config.checkpoint.usr1, keyboard) as guard:
+        from agl_core.training.parallel import Parallel
+        from agl_core.training.trainer import train_stage
+
+        with Parallel(place.rank, place.world_size, place.local_rank, place.init_method) as parallel:
+            train_stage(config, stage, run_dir, parallel, guard=guard, watch=watch)
 
 
 def find_place() -> Place:
@@ -120,5 +136,14 @@ def quiet_ends() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except InterruptedRunError as error:
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(INTERRUPTED) from None
+    except LeaseLostError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(INTERRUPTED) from None
+    except PeerLostError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(PEER_LOST) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from agl_core.config import EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, WorldConfig
+from agl_core.config import DrillConfig, EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, WorldConfig
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,14 @@ VERBS = {
             "score predictions on disk against the truth",
             "Compute the official score of the predictions in a folder, and print it per city.",
             "python launch.py evaluate --predictions predictions/first --truth data/world/test_truth --json score.json",
+        ),
+        Verb(
+            "drill",
+            DrillConfig,
+            "rehearse interruptions, and compare the results bit for bit",
+            "Train a small run undisturbed and again while it is interrupted, print what the interruptions cost, and "
+            "compare the results bit for bit. The exit code is 0 only if they are identical.",
+            "python launch.py drill --interruptions 5 --signal mixed --processes 2",
         ),
     )
 }

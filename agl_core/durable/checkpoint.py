@@ -138,6 +138,15 @@ def load_checkpoint(
             return found, [f"{path.name}: {problem}" for path, problem in bad.items()]
 
 
+def read_digests(path: Path) -> dict[str, str]:
+    """xxh3_128 of the files of "model" and "optimizer" of the sound checkpoint `path`, in hexadecimal.
+
+    The same state always makes the same files, so equal digests mean equal bits.
+    """
+    manifest = _read_manifest(path)
+    return {"model": manifest[MODEL]["xxh3"], "optimizer": manifest[OPTIMIZER]["xxh3"]}
+
+
 def verify_checkpoint(path: Path) -> str | None:
     """What is wrong with the checkpoint directory `path`, or None. Reads all of it."""
     try:

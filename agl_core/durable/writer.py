@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agl_core.durable.checkpoint import MODEL, OPTIMIZER, Checkpoint, Fence, save_checkpoint
+from agl_core.durable.checkpoint import Checkpoint, Fence, read_digests, save_checkpoint
 from agl_core.durable.retention import MANIFEST, Retention
 from agl_core.durable.snapshot import Snapshot
 
@@ -209,5 +209,4 @@ class CheckpointWriter:
         write.saved = True
         stall = write.stall if write.thread is not None else ended - write.began
         size = sum(entry["size"] for entry in manifest.values())
-        digests = {"model": manifest[MODEL]["xxh3"], "optimizer": manifest[OPTIMIZER]["xxh3"]}
-        self._outcomes.append(Saved(write.step, stall, ended - began, size, digests))
+        self._outcomes.append(Saved(write.step, stall, ended - began, size, read_digests(path)))

@@ -17,8 +17,10 @@ from agl_core.data.order import Order
 from agl_core.data.split import Split
 from agl_core.data.store import Store
 from agl_core.durable.chain import ChainLog
+from agl_core.durable.checkpoint import read_digests
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.guard import Guard
+from agl_core.durable.retention import checkpoint_name
 from agl_core.durable.watchdog import Watchdog
 from agl_core.inference.predictor import Predictor
 from agl_core.model.precision import Precision
@@ -101,6 +103,8 @@ class Workbench:
         self.best = BestWeights(run_dir / "weights" / stage / "best.safetensors", self.state.model, self.lease)
         chain_file = run_dir / "chain" / f"{incarnation}.jsonl"
         self.chain = ChainLog(chain_file if parallel.first else None, self.state.link)
+        if self.start:  # the incarnation that saved it may have been killed before it could write this down
+            self.chain.state(self.start, read_digests(run_dir / "checkpoints" / stage / checkpoint_name(self.start)))
         resources.callback(self.chain.close)
         self.recent: deque[tuple[str, int, int, list[float]]] = deque(maxlen=2)
         self.progress = Progress(stage, self.total, "steps", self.start, shown=parallel.first)

@@ -63,7 +63,7 @@ def test_one_rank_that_fails_ends_the_others_and_says_why(
     tmp_path: Path, how: str, kind: type[Exception], words: list[str]
 ) -> None:
     with pytest.raises(kind) as failure:
-        run_ranks(Fail(tmp_path, how), tmp_path / "jobs", TWO)
+        run_ranks(Fail(tmp_path, how), tmp_path / "jobs", TWO, grace=1)
     for word in words:
         assert word in str(failure.value)
     assert wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path)))
@@ -71,7 +71,7 @@ def test_one_rank_that_fails_ends_the_others_and_says_why(
 
 def test_a_mistake_is_said_even_if_a_rank_that_suffers_from_it_ends_first(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tile x: no"):
-        run_ranks(Consequence(tmp_path), tmp_path / "jobs", TWO)
+        run_ranks(Consequence(tmp_path), tmp_path / "jobs", TWO, grace=3)
 
 
 LAUNCHER = """
@@ -81,7 +81,7 @@ from jobs.cluster import ClusterConfig
 from jobs.local import run_ranks
 from tests.jobs.ranks import Sleep
 folder = Path(sys.argv[1])
-run_ranks(Sleep(folder), folder / "jobs", ClusterConfig(executor="local", processes=2))
+run_ranks(Sleep(folder), folder / "jobs", ClusterConfig(executor="local", processes=2), grace=1)
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 from agl_core.config import StageConfig, TrainConfig
 from agl_core.errors import UserError
 from agl_core.files import write_json
-from jobs.runs import Run, create, differences, run_of
+from jobs.runs import Run, check_same_run, create, differences, run_of
 
 
 def config(tmp_path: Path, **values: object) -> TrainConfig:
@@ -201,3 +201,15 @@ def test_everything_of_a_run_lies_below_its_folder(tmp_path: Path) -> None:
         "events.jsonl", "jobs", "jobs/submitted.json", "lock", "tensorboard",
         "checkpoints/a", "weights/a/best.safetensors", "stages/a.json",
     ]  # fmt: skip
+
+
+def test_what_a_start_that_was_killed_has_left_does_not_occupy_the_name(tmp_path: Path) -> None:
+    config = TrainConfig(run="first", runs=str(tmp_path))
+    run = run_of(config)
+    run.path.mkdir()
+    for name in (".config.1f2e3d4c.part.yaml", ".1f2e3d4c.probe", "lock"):
+        (run.path / name).touch()
+    check_same_run(run, config)
+    (run.path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="exists but is no run"):
+        check_same_run(run, config)

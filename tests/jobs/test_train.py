@@ -53,7 +53,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, TrainConfig, Par
     """What the trainer was asked for; a stage that has its turn is finished, and stage 'c' fails."""
     calls: list[tuple[str, TrainConfig, Parallel]] = []
 
-    def train_stage(config: TrainConfig, stage: str, run_dir: Path, parallel: Parallel) -> None:
+    def train_stage(config: TrainConfig, stage: str, run_dir: Path, parallel: Parallel, **_: object) -> None:
         calls.append((stage, config, parallel))
         if stage == "c":
             raise RuntimeError("out of memory")
@@ -222,7 +222,7 @@ def test_a_refusal_by_the_trainer_does_not_occupy_the_name_of_the_run(
 ) -> None:
     accept = trainer.train_stage
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **_rest: object) -> None:
         raise UserError("choose other --folds")
 
     monkeypatch.setattr(trainer, "train_stage", refuse)
@@ -352,7 +352,7 @@ def test_a_run_that_is_being_trained_is_refused_to_others_and_its_configuration_
     refusals: list[str] = []
     accept = trainer.train_stage
 
-    def meanwhile(*arguments: object) -> None:
+    def meanwhile(*arguments: object, **_rest: object) -> None:
         with pytest.raises(UserError) as refusal:
             train(replace(config, folds=2, fold=1), cluster)
         refusals.append(str(refusal.value))
