@@ -47,6 +47,8 @@ def file_lock(path: Path, patience: float = PATIENCE) -> Iterator[None]:
     try:
         yield
     finally:
+        # A process that was forked meanwhile has a copy of the handle, and closing this one would not unlock.
+        fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 

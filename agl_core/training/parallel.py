@@ -1,6 +1,7 @@
 """This process among the others: its rank, its device, and the few collectives that training needs."""
 
 import atexit
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from agl_core.durable.exits import PeerLostError
 from agl_core.errors import UserError
 from agl_core.machine import cores
+from agl_core.training.heartbeat import Heartbeat
 
 PATIENCE = timedelta(days=1)
 
@@ -42,6 +45,7 @@ class Parallel:
     init_method: str | None = None
     device: torch.device = field(init=False)
     _control: Any = field(init=False, repr=False, default=None)
+    _heartbeat: Heartbeat | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if torch.cuda.is_available():
@@ -59,6 +63,8 @@ class Parallel:
     def __enter__(self) -> "Parallel":
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            # Errors of NCCL must reach this process as exceptions. By default torch ends it, with all that it holds.
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
         if self.world_size > 1:
             cuda = self.device.type == "cuda"
             with self.exchanging():  # one of them may die before all have met
@@ -74,11 +80,22 @@ class Parallel:
                 # process waits for a disk: hanging is the watchdog's business.
                 self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
             _groups.extend([dist.group.WORLD, self._control])
+            if cuda:
+                store = distributed_c10d._get_default_store()
+                self._heartbeat = Heartbeat(store, self.rank, self.world_size, self._give_up_on_peers)
+                self._heartbeat.start()
         return self
+
+    def _give_up_on_peers(self) -> None:
+        """End what NCCL waits for; the thread that waited for it goes on and finds in the next exchange that a peer is
+        gone. A state that this spoils is that of a step which will not be taken."""
+        distributed_c10d._get_default_group().abort()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         if dist.is_initialized():
             if kind is not None and self.device.type == "cuda":
                 dist._abort_process_group()  # type: ignore[attr-defined]  # peers may never join the shutdown

@@ -81,11 +81,9 @@ class Saver:
             OSError: the disk refuses.
             LeaseLostError: another incarnation of the run has taken over.
         """
-        if self.last_step == state.step:
-            self.writer.wait()
-            self._collect()
-            if self.last_good == state.step:
-                return True
+        self._collect()
+        if self.last_good == state.step:
+            return True
         done = self.writer.save(state.checkpoint(self._flags(state)), seconds_left)
         self._collect()
         if done:
@@ -130,7 +128,8 @@ class Saver:
         for end in self.writer.outcomes():
             self._ended.append(end)
             if isinstance(end, Saved):
-                self._failing_since, self._cost = None, end.stall
+                # The first stall includes getting the memory, and that of a last save is the whole write.
+                self._failing_since, self._cost = None, min(self._cost or end.stall, end.stall)
                 self.last_good = max(end.step, self.last_good or 0)
 
     def _refused(self, error: BaseException, journal: Journal, step: int) -> None:

@@ -549,3 +549,18 @@ def test_a_lock_that_is_never_let_go_is_one_sentence_that_names_the_holder(
         monkeypatch.setattr(lease_module, "file_lock", impatient)
         with pytest.raises(UserError, match=r"job 17 \(process .* has held this lock"):
             Lease.take(tmp_path, "next")
+
+
+def test_a_process_forked_while_the_lock_is_held_does_not_keep_it(tmp_path: Path) -> None:
+    lease = Lease.take(tmp_path, "trainer")
+    with lease.writing():
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+    try:
+        with lease.writing(patience=0.5):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
