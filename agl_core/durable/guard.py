@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
@@ -27,7 +28,7 @@ class Guard:
     Warnings are USR2 and TERM, and USR1 with `usr1`. With `keyboard` the first Ctrl-C asks too, and the second raises
     KeyboardInterrupt, whatever other signals came before: who presses twice wants an end now, and a TERM that a
     scheduler sent is not a press. The handlers do nothing but record, so that nothing is torn in the middle of a step;
-    they print nothing either, since the line that they would break may be half written.
+    they print nothing either; a thread answers the first Ctrl-C with a line.
 
     A forked child inherits the handlers; in it they do nothing. On exit the handlers that were there before are back
     (the default action for one that was not set by Python, which cannot be named). What was asked stays readable.
@@ -95,11 +96,15 @@ class Guard:
             os.close(end)
 
     def _note_arrival(self) -> None:
+        told = False
         while True:
             numbers = os.read(self._pipe[0], 64)
             now = time.monotonic()
             if any(number in self._signals and number != signal.SIGINT for number in numbers):
                 self._arrived = min(self._arrived, now)
+            if signal.SIGINT in numbers and not told and signal.SIGINT in self._signals:
+                told = True  # a step may take long, and who pressed should know that it was heard
+                print("\nsaving at the end of this step; Ctrl-C once more ends at once", file=sys.stderr, flush=True)
             if 0 in numbers:
                 return
 

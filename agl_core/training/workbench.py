@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class Workbench:
         )
         if self.start:
             self.saver.continues_from(self.start)
-        resources.callback(self.saver.writer.close)
+        resources.push(self._end_writes)
         self.best = BestWeights(run_dir / "weights" / stage / "best.safetensors", self.state.model, self.lease)
         chain_file = run_dir / "chain" / f"{incarnation}.jsonl"
         self.chain = ChainLog(chain_file if parallel.first else None, self.state.link)
@@ -120,6 +121,12 @@ class Workbench:
         )  # fmt: skip
         resources.callback(self.feed.close)
         self.changing = False
+
+    def _end_writes(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not KeyboardInterrupt:  # who presses Ctrl-C twice gives up what is still being written
+            self.saver.writer.close()
 
     def agree(self, computed: Computed, samples: int) -> Verdict:
         """What all processes know together at the end of a step.
