@@ -16,7 +16,7 @@ from rich.console import Console
 
 from agl_core.config import DrillConfig, PrepareConfig, WorldConfig
 from agl_core.errors import UserError
-from agl_core.files import writable_folder, write_json, write_text
+from agl_core.files import read_json, writable_folder, write_json, write_text
 from agl_core.reporting.progress import Progress
 from jobs.failure import JobError
 from jobs.interruption import Pace, draw
@@ -24,9 +24,11 @@ from jobs.rehearsal import Incarnation, Rehearsal
 from jobs.verdict import Verdict, account, compare_runs, goodput, problems, read_events
 
 LAUNCH = Path(__file__).parent.parent / "launch.py"
-MARKER = "drill.json"
 STAGE = "train"
 WHOLE, INTERRUPTED = "undisturbed", "interrupted"
+MARKER, FORMAT = ".geopose-drill.json", "geopose-drill-1"
+OWN = ("recipe.yaml", "world", "runs", f"{WHOLE}.log", f"{INTERRUPTED}.log")
+"""All that a drill writes into its folder."""
 TILES, FOLD_TILES = 24, 3
 LOG_WIDTH = 110  # columns of the table in a file
 
@@ -77,22 +79,39 @@ def drill(config: DrillConfig, launch: tuple[str, ...] = (sys.executable, str(LA
 def claim(config: DrillConfig) -> Path:
     """The drill's folder, empty but for its marker.
 
+    What an earlier drill has left in it is deleted, and nothing else ever: a folder that holds anything of another kind
+    is refused as a whole.
+
     Raises:
         UserError: it exists and is not that of an earlier drill, or holds what is still needed, or cannot be written.
     """
     folder = Path(config.out).absolute()
-    if folder.exists() and not (folder / MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not that of an earlier drill: choose a new folder with --out")
     if config.store and Path(config.store).absolute().is_relative_to(folder):
         raise UserError(f"the store {config.store} lies in the folder {folder}, which is replaced: give another --out")
+    if folder.exists():
+        _check_own(folder, Path(config.json).absolute() if config.json else None)
     writable_folder(folder, "--out")
     if config.json:
         writable_folder(Path(config.json).absolute().parent, "--json")
-    write_json(folder / MARKER, asdict(config))
-    for path in sorted(folder.iterdir()):
-        if path.name != MARKER:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    write_json(folder / MARKER, {"format": FORMAT, **asdict(config)})
+    for name in OWN:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     return folder
+
+
+def _check_own(folder: Path, result: Path | None) -> None:
+    """Raise a `UserError` unless `folder` is empty, or that of an earlier drill and of nothing else but `result`."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
+    marker = folder / MARKER
+    if names and not (marker.is_file() and read_json(marker).get("format") == FORMAT):
+        raise UserError(f"{folder} exists and is not that of an earlier drill: choose a new folder with --out")
+    foreign = [name for name in names if name not in (MARKER, *OWN) and folder / name != result]
+    if foreign:
+        raise UserError(f"{folder} holds {foreign[0]}, which is not of a drill: choose a new folder with --out")
 
 
 def intervals(config: DrillConfig) -> tuple[int, int]:

@@ -343,6 +343,22 @@ def test_any_other_folder_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_nothing_that_is_not_of_a_drill_is_ever_deleted(tmp_path: Path) -> None:
+    folder = claim(DrillConfig(out=str(tmp_path / "drill")))
+    (folder / "result.json").write_text("{}")
+    claim(DrillConfig(out=str(folder), json=str(folder / "result.json")))
+    assert (folder / "result.json").exists()
+    (folder / "runs").mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds thesis.tex, which is not of a drill"):
+        claim(DrillConfig(out=str(folder), json=str(folder / "result.json")))
+    assert (folder / "runs").exists()
+    (folder / "thesis.tex").unlink()
+    (folder / MARKER).write_text("{}")
+    with pytest.raises(UserError, match="is not that of an earlier drill"):
+        claim(DrillConfig(out=str(folder), json=str(folder / "result.json")))
+
+
 def test_a_store_inside_the_folder_is_not_deleted(tmp_path: Path) -> None:
     folder = claim(DrillConfig(out=str(tmp_path / "drill")))
     (folder / "store").mkdir()
