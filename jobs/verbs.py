@@ -62,8 +62,8 @@ VERBS = {
             "drill",
             DrillConfig,
             "rehearse interruptions, and compare the results bit for bit",
-            "Train a small run undisturbed and again while it is interrupted, print what the interruptions cost, and "
-            "compare the results bit for bit. The exit code is 0 only if they are identical.",
+            "Train a small run on this machine's CPU undisturbed and again while it is interrupted, print what the "
+            "interruptions cost, and compare the results bit for bit. The exit code is 0 only if they are identical.",
             "python launch.py drill --interruptions 5 --signal mixed --processes 2",
         ),
     )

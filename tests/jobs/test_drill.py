@@ -350,7 +350,7 @@ def test_nothing_that_is_not_of_a_drill_is_ever_deleted(tmp_path: Path) -> None:
     assert (folder / "result.json").exists()
     (folder / "runs").mkdir()
     (folder / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="holds thesis.tex, which is not of a drill"):
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which is not of a drill"):
         claim(DrillConfig(out=str(folder), json=str(folder / "result.json")))
     assert (folder / "runs").exists()
     (folder / "thesis.tex").unlink()
