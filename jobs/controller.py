@@ -12,9 +12,7 @@ from types import FrameType
 from submitit.local.local import Controller
 
 from agl_core.files import write_json
-from jobs.failure import MISTAKE
 
-CAUSE = 2.5  # seconds that the others have when a rank has refused the user's input: one of them may know better why
 END_FILE = "end.json"
 PARENT = "AGL_PARENT"
 GRACE = "AGL_GRACE"
@@ -31,32 +29,40 @@ class RankController(Controller):
         """`grace`: seconds that the ranks have to save and leave, from a warning or the death of one of them."""
         super().__init__(folder)
         self.parent, self.grace = parent, grace
-        self.stops = 0
+        self.signals: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
             signal.signal(number, self._stop)
 
     def wait(self, freq: int = 50) -> Sequence[int | None]:
         """Wait until all ranks have ended, or it is time to end them; returns their exit codes.
 
-        The first signal, or the death of the launcher, is passed on to the ranks as a warning; the second ends them.
+        The first signal, or the death of the launcher, is passed on to the ranks; the second signal ends them.
         """
-        deadline = math.inf
+        deadline = again = math.inf
         warned = failed = False
         while True:
             codes = [task.poll() for task in self.tasks]
             now = time.monotonic()
-            if all(code is not None for code in codes) or now > deadline or self.stops > 1:
+            if all(code is not None for code in codes) or now > deadline or len(self.signals) > 1:
                 return codes
             if any(codes) and not failed:
                 failed = True
-                deadline = min(deadline, now + (CAUSE if MISTAKE in codes else self.grace))
-            if not warned and (self.stops or os.getppid() != self.parent):
-                warned = True
                 deadline = min(deadline, now + self.grace)
-                for task in self.tasks:
-                    if task.poll() is None:
-                        task.send_signal(signal.SIGTERM)
+            if not warned and self.signals == [signal.SIGINT]:  # a user waits; nobody else wants the machine
+                warned = True
+                self._tell(signal.SIGINT)
+            elif not warned and (self.signals or os.getppid() != self.parent):
+                warned = True
+                deadline, again = min(deadline, now + self.grace), now
+            if now >= again:  # again and again, since in its first second a rank may not hear it yet
+                again = now + 1
+                self._tell(signal.SIGTERM)
             time.sleep(1 / freq)
+
+    def _tell(self, number: int) -> None:
+        for task in self.tasks:
+            if task.poll() is None:
+                task.send_signal(number)
 
     def run(self, max_retry: int = 1) -> None:
         """Start the ranks, wait, write what ended them, and end those that still run."""
@@ -70,7 +76,7 @@ class RankController(Controller):
             self.kill_tasks()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stops += 1
+        self.signals.append(number)
 
 
 if __name__ == "__main__":

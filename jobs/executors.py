@@ -29,18 +29,25 @@ def execute(chain: list[JobSpec], run: Run, cluster: ClusterConfig) -> None:
     """
     if cluster.executor == "slurm":
         submit_chain(chain, run, cluster)
-    elif cluster.executor == "local":
-        for job in chain:
-            grace = run.config().checkpoint.grace
-            run_ranks(StageJob(run.path, job.name), fresh_folder(run.jobs, job.name), cluster, grace)
     else:
         for job in chain:
-            try:
-                train_here(run.path, job.name, Place(0, 1, 0, None), keyboard=True)
-            except InterruptedRunError as error:
-                raise JobInterruptedError(str(error), by_keyboard=error.signal == "INT") from None
-            except LeaseLostError as error:
-                raise JobError(str(error)) from None
+            asked = _train_locally(job, run) if cluster.executor == "debug" else _run_ranks(job, run, cluster)
+            if asked and job is not chain[-1]:
+                raise JobInterruptedError(f"interrupted at the end of {job.name}")
+
+
+def _run_ranks(job: JobSpec, run: Run, cluster: ClusterConfig) -> bool:
+    grace = run.config().checkpoint.grace
+    return run_ranks(StageJob(run.path, job.name), fresh_folder(run.jobs, job.name), cluster, grace)
+
+
+def _train_locally(job: JobSpec, run: Run) -> bool:
+    try:
+        return train_here(run.path, job.name, Place(0, 1, 0, None), keyboard=True)
+    except InterruptedRunError as error:
+        raise JobInterruptedError(str(error), by_keyboard=error.signal == "INT") from None
+    except LeaseLostError as error:
+        raise JobError(str(error)) from None
 
 
 def check_place(cluster: ClusterConfig) -> None:

@@ -6,7 +6,7 @@ from agl_core.durable.exits import INTERRUPTED
 
 MISTAKE = 2
 """Exit code: something that the user gave is wrong."""
-INTERRUPTIONS = (INTERRUPTED, -signal.SIGTERM, -signal.SIGUSR2)
+INTERRUPTIONS = (INTERRUPTED, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR2)
 """Exit codes of ranks that were asked to leave: after saving, or before there was anything to save."""
 
 

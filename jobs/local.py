@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from typing import Any, TextIO, cast
 
 from submitit.local.local import LocalExecutor, LocalJob
 
-from agl_core.durable.exits import HUNG, PEER_LOST
+from agl_core.durable.exits import HUNG, PEER_LOST, TAKEN_OVER
 from agl_core.errors import UserError
 from agl_core.files import read_json
 from jobs.cluster import ClusterConfig
@@ -58,11 +60,12 @@ class RankExecutor(LocalExecutor):
         return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(processes)))
 
 
-def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig, grace: float = 30.0) -> None:
+def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig, grace: float = 30.0) -> bool:
     """Run `call` in `cluster.processes` processes; logs and submitit's files go to the new `folder`.
 
-    What rank 0 prints is shown here as it comes. Returns when all ranks have succeeded. The first signal that asks this
-    process to end is passed on to the ranks, which have `grace` seconds to save and leave; the second ends them.
+    What rank 0 prints is shown here as it comes. The first signal that asks this process to end is passed on to the
+    ranks, which have `grace` seconds to save and leave, or as long as they need after Ctrl-C; the second ends them.
+    Returns when all ranks have succeeded, whether a signal came too late to interrupt them.
 
     Raises:
         UserError: a rank found something that the user can mend.
@@ -70,7 +73,9 @@ def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig, gr
         JobError: a rank failed; the others were ended.
     """
     folder.mkdir(parents=True)
-    rendezvous = folder / "rendezvous"
+    # Not on the disk of the run: torch ends a process for a rendezvous that it cannot write to.
+    meeting = Path(tempfile.mkdtemp(prefix="rendezvous-"))
+    rendezvous = meeting / "rendezvous"
     outside = {**os.environ, GRACE: str(grace)}
     executor = RankExecutor(folder, environment(cluster, outside, f"file://{rendezvous}"))
     executor.update_parameters(tasks_per_node=cluster.processes, timeout_min=FOR_EVER)
@@ -91,8 +96,9 @@ def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig, gr
         finally:
             for log in logs:
                 log.show()
-            rendezvous.unlink(missing_ok=True)
+            shutil.rmtree(meeting, ignore_errors=True)
     _judge(job, folder, cluster.processes, signals)
+    return bool(signals.received)
 
 
 class PassedOn:
@@ -113,12 +119,12 @@ class PassedOn:
             signal.signal(number, handler)
 
     def pass_on(self, process: "subprocess.Popen[bytes]") -> None:
-        """Send `process` a TERM for every signal that came; more than two say nothing new."""
+        """Send `process` an INT for every Ctrl-C and a TERM for every other signal that came; more than two say nothing
+        new."""
         while self._passed < min(len(self.received), 2):
+            number = self.received[self._passed]
+            process.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
             self._passed += 1
-            process.send_signal(signal.SIGTERM)
-            if self._passed == 1:
-                print("the ranks save and leave; once more ends them at once", file=sys.stderr, flush=True)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
@@ -233,7 +239,11 @@ def _judge(job: "LocalJob[None]", folder: Path, processes: int, signals: PassedO
     if code is not None and code < 0:
         what = f"was killed by {signal.Signals(-code).name}"
     else:
-        what = {None: "was ended", HUNG: "made no progress and was ended"}.get(code, f"ended with exit code {code}")
+        what = {
+            None: "was ended",
+            HUNG: "made no progress and was ended",
+            TAKEN_OVER: "stopped since another process continues the run",
+        }.get(code, f"ended with exit code {code}")
     ended = "" if processes == 1 else "; the other ranks were ended"
     tail = "" if rank == 0 or not lines else "\n".join(["; its last lines:", *(f"  {line}" for line in lines)])
     raise JobError(f"rank {rank} {what}{ended}; the same command continues; the logs are in {folder}{tail}")

@@ -5,14 +5,14 @@ import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 from agl_core.config import PrepareConfig
-from agl_core.durable.exits import INTERRUPTED, PEER_LOST, InterruptedRunError, PeerLostError
+from agl_core.durable.exits import INTERRUPTED, PEER_LOST, TAKEN_OVER, InterruptedRunError, PeerLostError
 from agl_core.durable.guard import Guard
 from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
@@ -63,11 +63,11 @@ class StageJob(Resubmitted):
         """Run the stage to its end; leaves with code 2 and one sentence where the user can mend what is wrong."""
         with quiet_ends():
             try:
-                train_here(self.run_dir, self.stage, find_place(), watch=True)
+                train_here(self.run_dir, self.stage, find_place(), watch=True, keyboard=True)
             except InterruptedRunError as error:
                 if error.signal == "USR2" and "SLURM_JOB_ID" in os.environ:
                     # The time limit is near. submitit's handler is in its place again, and hands the job back.
-                    print(error, file=sys.stderr, flush=True)
+                    _say(str(error))
                     os.kill(os.getpid(), signal.SIGUSR2)
                 raise
 
@@ -88,8 +88,9 @@ class PrepareJob(Resubmitted):
             prepare(PrepareConfig(data=config.data, store=config.store, unit=config.unit, workers=self.workers))
 
 
-def train_here(run_dir: Path, stage: str, place: Place, watch: bool = False, keyboard: bool = False) -> None:
-    """Train a stage in this process. `watch` ends it if it hangs; `keyboard`: Ctrl-C asks it to save and leave.
+def train_here(run_dir: Path, stage: str, place: Place, watch: bool = False, keyboard: bool = False) -> bool:
+    """Train a stage in this process; returns whether a signal came too late to interrupt it. `watch` ends the process
+    if it hangs; `keyboard`: Ctrl-C asks it to save and leave.
 
     Raises what `agl_core.training.trainer.train_stage` raises.
     """
@@ -101,6 +102,7 @@ def train_here(run_dir: Path, stage: str, place: Place, watch: bool = False, key
 
         with Parallel(place.rank, place.world_size, place.local_rank, place.init_method) as parallel:
             train_stage(config, stage, run_dir, parallel, guard=guard, watch=watch)
+        return guard.requested
 
 
 def find_place() -> Place:
@@ -134,16 +136,22 @@ def quiet_ends() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _say(f"error: {error}")
         raise SystemExit(2) from None
     except InterruptedRunError as error:
-        print(error, file=sys.stderr, flush=True)
+        _say(str(error))
         raise SystemExit(INTERRUPTED) from None
     except LeaseLostError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(INTERRUPTED) from None
+        _say(f"error: {error}")
+        raise SystemExit(TAKEN_OVER) from None
     except PeerLostError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _say(f"error: {error}")
         raise SystemExit(PEER_LOST) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _say(text: str) -> None:
+    """For the log; where the disk under it is full, the exit code must do."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """From the store to batches: each sample is a pure function of (seed, stage, epoch, sample)."""
 
 import math
+import sys
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,8 @@ def batches(
         batch_sampler=MicroBatchSampler(order.micro_batches(start, stop, config.micro_batch, rank, world_size)),
         collate_fn=_as_it_is,
         num_workers=workers,
+        # Forked by this very process, whose death they must notice; Linux will have another default.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         worker_init_fn=WorkerInit(dataset.seed, dataset.stage, order.epochs_done(start), rank),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws a base seed from it and not from the global generator

@@ -159,11 +159,16 @@ def verify_checkpoint(path: Path) -> str | None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Create `folder` where needed so that it survives a power cut, also if the process that created it was killed
-    before it could see to that: every folder is made durable before another is created in it, so only the last that
-    is there already can be in doubt."""
-    missing = []
+    """Create `folder` and the one that it is in where needed so that they survive a power cut, also if the process that
+    created one was killed before it could see to that: every folder is made durable before another is created in it,
+    so only the last that is there already can be in doubt.
+
+    What these two are in is the run directory. It is never made anew: its disk may be away and come back.
+    """
+    missing: list[Path] = []
     while not folder.is_dir():
+        if len(missing) == 2:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
         missing.append(folder)
         folder = folder.parent
     sync_folder(folder.parent)

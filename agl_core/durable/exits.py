@@ -6,6 +6,8 @@ PEER_LOST = 76
 """Exit code: another process of the run died; this one has saved what it held, if it could."""
 HUNG = 77
 """Exit code: it made no progress any more and was ended by its watchdog."""
+TAKEN_OVER = 78
+"""Exit code: another incarnation of the run has taken over; this one has stopped without writing."""
 
 
 class InterruptedRunError(Exception):

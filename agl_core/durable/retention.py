@@ -36,6 +36,10 @@ class Retention:
         The first is the one that has just been saved and is always kept.
         """
         kept = [place < max(self.last, 1) or state.get("milestone") is True for place, state in enumerate(states)]
+        # It may have been saved, at an interruption, before it was known to be the best.
+        best_step = states[0].get("best_step") if states and self.best else None
+        for place, state in enumerate(states):
+            kept[place] |= best_step is not None and state.get("step") == best_step
         for flag in ["scheduled", *(["best"] if self.best else [])]:
             newest = next((place for place, state in enumerate(states) if state.get(flag) is True), None)
             if newest is not None:

@@ -17,6 +17,9 @@ from agl_core.durable.snapshot import Snapshot
 REMEMBERED = 8
 """Writes whose times are remembered; the slowest of them is what the next one is expected to take."""
 
+SLACK = 1.5
+"""Times that a write takes, by which there must be time left before another one is given up for it."""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -149,7 +152,9 @@ class CheckpointWriter:
             if not same and alone is not None:
                 if alone > seconds_left:
                     return False
-                if max(alone - (began - write.began), 0.0) + alone > seconds_left:
+                both = max(alone - (began - write.began), 0.0) + alone
+                # Giving up takes time too, as a write cannot be broken off while the disk is being waited for.
+                if both > seconds_left > SLACK * alone:
                     write.superseded.set()
             self.wait(seconds_left)
             if self.busy:

@@ -1,10 +1,11 @@
 """The history of a run: `events.jsonl`, one JSON object a line, appended and never rewritten.
 
-Every line has `time` (seconds since 1970), `kind` and `stage`. Kinds of the trainer:
+Every line has `time` (seconds since 1970), `kind`, `stage` and `generation` (which start of the run). Kinds of the
+trainer:
 
 | kind | further keys |
 |---|---|
-| start | step, generation, steps, epochs, world_size, device, precision, threads, parameters, tiles, skipped |
+| start | step, steps, epochs, world_size, device, precision, threads, parameters, tiles, skipped |
 | step | step, epoch, lr, loss, agl_loss, direction_loss, scale_loss, crops_per_second |
 | validation | step, epoch, score, cities, seconds |
 | checkpoint | step, stall (seconds that training waited), seconds (of the whole write), bytes |
@@ -15,41 +16,59 @@ Every line has `time` (seconds since 1970), `kind` and `stage`. Kinds of the tra
 | finish | step, score |
 
 A run that is interrupted and goes back to a checkpoint appends the steps after it a second time; `read_events` gives
-each step once, as the run that counted had it.
+each step once, as the run that counted had it. What an earlier incarnation still writes after a later one has begun is
+left out by its `generation`.
 """
 
 import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 class EventLog:
-    """Appends events of one stage to the file `path`; a log with `path` None swallows them (other ranks)."""
+    """Appends events of one stage to the file `path`; a log with `path` None swallows them (other ranks).
 
-    def __init__(self, path: Path | None, stage: str) -> None:
-        self._stage = stage
-        self._file = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torn = _torn(path)
-            self._file = path.open("a", encoding="utf-8")
-            if torn:  # a line that was cut off stays unreadable, but must not spoil the next one
-                self._file.write("\n")
+    The file is opened with the first event, so that a disk that refuses it is an error of `write` alone.
+    """
+
+    def __init__(self, path: Path | None, stage: str, generation: int = 0) -> None:
+        """`generation`: number of this start of the run, which is part of every event."""
+        self._path, self._stage, self._generation = path, stage, generation
+        self._file: TextIO | None = None
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append one event; it is in the file when this returns."""
-        if self._file is not None:
-            event = {"time": round(time.time(), 3), "kind": kind, "stage": self._stage, **values}
-            self._file.write(json.dumps(event, allow_nan=False) + "\n")
-            self._file.flush()
+        """Append one event; it is in the file when this returns.
+
+        Raises:
+            OSError: the disk refuses; an event that an open file did not take is written with the next one.
+        """
+        if self._path is None:
+            return
+        if self._file is None:
+            self._file = _open(self._path)
+        event = {"time": round(time.time(), 3), "kind": kind, "stage": self._stage}
+        event |= {"generation": self._generation, **values}
+        self._file.write(json.dumps(event, allow_nan=False) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what the disk has refused until now is lost, which must not hide how the stage ended."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
+
+
+def _open(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = _torn(path)
+    file = path.open("a", encoding="utf-8")
+    if torn:  # a line that was cut off stays unreadable, but must not spoil the next one
+        file.write("\n")
+    return file
 
 
 def _torn(path: Path) -> bool:
@@ -65,8 +84,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """All events of a run in order, torn lines left out, and without what a restart took back: after a `start` at
     step s, earlier events of that stage about later steps are dropped."""
     events: list[dict[str, Any]] = []
+    newest = 0
     for event in _lines(path):
+        if event.get("generation", newest) < newest:  # of an earlier incarnation that has not noticed yet
+            continue
         if event["kind"] == "start":
+            newest = event.get("generation", newest)
             events = [
                 old
                 for old in events

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
 
@@ -84,7 +85,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         elif self._shown:
-            print(text, file=self._stream, flush=True)
+            self._print(text)
 
     def _rate_text(self) -> str:
         elapsed = time.monotonic() - self._began
@@ -97,7 +98,11 @@ class Progress:
         left = (self.total - self.done) * elapsed / max(self.done - self._start, 1)
         parts = [f"{self.label} {self.done}/{self.total}", self._rate_text(), self._values]
         parts.append(f"{_clock(left)} left" if self.done < self.total else f"in {_clock(elapsed)}")
-        print("  ".join(part for part in parts if part), file=self._stream, flush=True)
+        self._print("  ".join(part for part in parts if part))
+
+    def _print(self, line: str) -> None:
+        with suppress(OSError):  # the stream may be a file on a full disk, which must not end the work
+            print(line, file=self._stream, flush=True)
 
 
 def _clock(seconds: float) -> str:

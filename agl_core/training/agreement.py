@@ -9,10 +9,12 @@ import torch
 import xxhash
 
 from agl_core.data.dataset import Batch
+from agl_core.durable.exits import PeerLostError
 from agl_core.training.parallel import Parallel
 from agl_core.training.step import Computed
 
 _HALF = 2**32
+SAME_NORM = 1e-3  # relative difference up to which two norms are those of the same gradient
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,16 @@ def agree(
     """Exchange what each process has found; every process must call it.
 
     Raises:
-        PeerLostError: another process is gone.
+        PeerLostError: another process is gone, or was out of reach when gradients were exchanged.
     """
     high, low = divmod(samples, _HALF)  # a double holds 53 bits
-    own = [*computed.losses, high, low, computed.finite, signal, seconds_left, save]
+    own = [*computed.losses, high, low, computed.finite, signal, seconds_left, save, computed.norm]
     rows = [row.tolist() for row in parallel.gather(torch.tensor(own, dtype=torch.float64))]
+    norms = [row[10] for row in rows]
+    # An exchange of gradients that was broken off leaves anything in them, and says nothing. GPUs of different kinds
+    # may find norms of the same gradients that differ in their last digits.
+    if all(row[6] for row in rows) and not all(math.isclose(norm, norms[0], rel_tol=SAME_NORM) for norm in norms):
+        raise PeerLostError(f"the processes have different gradients (norms {norms})")
     losses = [sum(row[kind] for row in rows) for kind in range(4)]
     return Verdict(
         losses=losses,

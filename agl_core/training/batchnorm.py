@@ -23,7 +23,12 @@ class RunningStatistics:
     """Owns the running mean and variance of every batch norm of `model`."""
 
     def __init__(self, model: nn.Module) -> None:
-        layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+        named = [
+            (name, layer)
+            for name, layer in model.named_modules()
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats
+        ]
+        layers = [layer for _, layer in named]
         buffers: list[Tensor] = []
         momenta: list[float] = []
         for layer in layers:
@@ -48,7 +53,20 @@ class RunningStatistics:
             layer.num_batches_tracked = self._counts[number]
         self._running = self._flat.clone()
         self._running_counts = self._counts.clone()
+        running = iter(torch.split(self._running, sizes) if buffers else ())
+        self._finished: dict[str, Tensor] = {}
+        for number, (name, _) in enumerate(named):
+            prefix = f"{name}." if name else ""
+            self._finished[f"{prefix}running_mean"], self._finished[f"{prefix}running_var"] = (
+                next(running), next(running),
+            )  # fmt: skip
+            self._finished[f"{prefix}num_batches_tracked"] = self._running_counts[number]
         self._sum = torch.zeros_like(self._flat)
+
+    def finished(self) -> dict[str, Tensor]:
+        """The statistics after the last finished step, by the names that they have in the model's state, whatever a
+        forward pass is writing into the model's buffers meanwhile."""
+        return dict(self._finished)
 
     def reload(self) -> None:
         """Take over what has just been loaded into the model's buffers."""

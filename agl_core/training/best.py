@@ -24,6 +24,8 @@ class BestWeights:
         self._path, self._model, self._lease = path, model, lease
         self._held: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._again = 0.0
+        self.missing = False
+        """Whether the first process could not write the newest ones at once: all that the other processes know."""
 
     @property
     def pending(self) -> bool:

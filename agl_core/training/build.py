@@ -1,5 +1,6 @@
 """The state a stage begins with: fresh, from weights, or from the newest good checkpoint."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from agl_core.training.optimizer import build_optimizer
 from agl_core.training.parallel import Parallel
 from agl_core.training.state import TrainingState
 
+PATIENCE = 60  # seconds until a file that one process has written is seen by all
+
 
 @dataclass
 class Origin:
@@ -35,8 +38,8 @@ class Origin:
     precision: Precision
     parallel: Parallel
 
-    def build(self) -> tuple[TrainingState, list[str]]:
-        """The state to go on from, and why newer checkpoints were skipped.
+    def build(self) -> tuple[TrainingState, list[str], dict[str, Any]]:
+        """The state to go on from, why newer checkpoints were skipped, and what else the checkpoint says.
 
         Raises:
             UserError: the checkpoint was made with other tiles, or the weights to start from are missing or do not fit.
@@ -53,26 +56,45 @@ class Origin:
         state = TrainingState(model, optimizer, scaler, RunningStatistics(model))
         if checkpoint is not None:
             state.restore(checkpoint)
-        return state, skipped
+        return state, skipped, checkpoint.state if checkpoint is not None else {}
 
     def roll_back(self, state: TrainingState) -> int:
-        """Put weights, moments and gradient scale back to what they were at the newest checkpoint that was due by the
-        number of steps, or at the beginning of the stage; returns the step of that. The counters stay.
+        """Put weights and moments back to what they were at the state's anchor, the last step after which a checkpoint
+        was due and which was not skipped, or at the beginning of the stage; returns the step. The counters stay.
 
-        Only checkpoints that every run saves count: those that an interruption or the clock has caused would make the
-        result depend on them.
+        The anchor is a function of the steps done. Checkpoints that an interruption or the clock has caused are none,
+        since they would make the result depend on them. If that of the anchor was never written (a survivor went on
+        from a later step, or the disk refused), the newest older one must do.
         """
-        checkpoint, _ = self._load(lambda known: bool(known["scheduled"]))
+        scale = state.scaler.state_dict()
+        checkpoint = self._anchored(state.anchor)
+        if checkpoint is None and state.anchor:
+            checkpoint, _ = self._load(lambda known: bool(known["scheduled"]) and known["step"] <= state.step)
         if checkpoint is None:
             state.model.load_state_dict(self._model(fresh=True).state_dict())
             state.statistics.reload()
             state.optimizer.state.clear()
-            scaler = torch.amp.GradScaler(self.precision.device.type, enabled=self.precision.scaled)
-            if self.precision.scaled:
-                state.scaler.load_state_dict(scaler.state_dict())
-            return 0
-        state.restore_training(checkpoint)
-        return checkpoint.step
+        else:
+            state.restore_training(checkpoint)
+        if self.precision.scaled:
+            # What was learnt about the gradient scale stays: the way down from a larger one may take all the skips.
+            restored = state.scaler.state_dict()["scale"] if checkpoint is not None else scale["scale"]
+            state.scaler.load_state_dict({**scale, "scale": min(scale["scale"], restored)})
+        return checkpoint.step if checkpoint is not None else 0
+
+    def _anchored(self, anchor: int) -> Checkpoint | None:
+        """The checkpoint of the step `anchor` in all processes, as soon as a network file system shows it to all."""
+        checkpoint = None
+        for _ in range(PATIENCE if anchor else 0):
+            folder = self.run_dir / "checkpoints" / self.stage
+            checkpoint, _ = load_checkpoint(folder, lambda known: bool(known["scheduled"]) and known["step"] == anchor)
+            found = [bool(flag) for flag in self.parallel.gather(torch.tensor([int(checkpoint is not None)]))]
+            if all(found):
+                return checkpoint
+            if not found[0]:
+                break
+            time.sleep(1)
+        return None
 
     def _load(self, accept: Callable[[dict[str, Any]], bool] = lambda _: True) -> tuple[Checkpoint | None, list[str]]:
         """The same checkpoint in all processes, also where a file system shows them different ones for a while."""

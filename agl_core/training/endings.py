@@ -16,12 +16,20 @@ from agl_core.training.agreement import Verdict
 from agl_core.training.step import NOTHING
 from agl_core.training.workbench import Workbench
 
+STEP_PATIENCE = 5.0  # seconds in which a step that all have agreed on is taken, unless it hangs itself
+
 
 def finish(bench: Workbench) -> None:
     """Leave the last checkpoint, the weights and, when all is on the disk, the record of the stage."""
-    bench.watchdog.__exit__(None, None, None)  # the disk may take its time, while the others wait
+    if not bench.parallel.first:  # the disk may take its time, while these wait for the first process
+        bench.watchdog.__exit__(None, None, None)
+
+    def give_up() -> bool:
+        bench.watchdog.beat("save")
+        return bench.guard.requested
+
     done = not bench.parallel.first or all(
-        bench.saver.insist(write, bench.journal, bench.total, lambda: bench.guard.requested)
+        bench.saver.insist(write, bench.journal, bench.total, give_up)
         for write in (
             bench.best.write,
             partial(_last_checkpoint, bench),
@@ -79,13 +87,14 @@ def leave(bench: Workbench, verdict: Verdict) -> NoReturn:
 def save_what_stands(bench: Workbench) -> int | None:
     """Save the state after the last step, which this process has whatever was computed since; the step if it is
     on the disk. Called when the other processes are out of reach, or by the watchdog's thread."""
-    if bench.changing or bench.state.step == 0:
+    if bench.changing or bench.state.step == 0 or (bench.best.missing and not bench.parallel.first):
         return None
-    bench.step.forget()
     try:
+        bench.best.write()
         saved = bench.saver.save(bench.state, bench.guard.remaining())
     except (OSError, LeaseLostError) as error:
-        print(f"{bench.name}: the state of step {bench.state.step} could not be saved ({error})", file=sys.stderr)
+        with suppress(OSError):  # the log may lie on the same disk
+            print(f"{bench.name}: the state of step {bench.state.step} could not be saved ({error})", file=sys.stderr)
         return None
     if not bench.parallel.first and bench.recent:
         # The first process may have been killed before it could write down the last step.
@@ -99,5 +108,9 @@ def save_what_stands(bench: Workbench) -> int | None:
 
 def save_if_hung(bench: Workbench) -> None:
     """What the watchdog does before it ends a process."""
+    # Should the training come to life again meanwhile, it waits here for its end instead of taking the next step.
+    if not bench.stepping.acquire(timeout=STEP_PATIENCE):
+        return
+    bench.parallel.abandon()
     if (saved := save_what_stands(bench)) is not None:
         print(f"{bench.name}: the state after step {saved} is saved", file=sys.stderr)

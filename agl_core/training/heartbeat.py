@@ -44,7 +44,7 @@ class Heartbeat:
     def close(self) -> None:
         """Say that this process leaves in order, and stop."""
         self._closed.set()
-        self._thread.join()
+        self._thread.join(self._limit)  # a store that does not answer must not keep a process that has saved
         if not self.lost:
             try:
                 self._store.add(f"left/{self._rank}", 1)
@@ -66,7 +66,12 @@ class Heartbeat:
         return bool(now - self._seen[other][1] > self._limit)
 
     def _run(self) -> None:
+        before = self._clock()
         while not self._closed.wait(self._period):
+            now = self._clock()
+            if now - before > self._period + self._limit / 2:
+                self._seen.clear()  # this process was stopped itself, and perhaps the others with it
+            before = now
             if self.look():
                 if not self._closed.is_set():
                     self.lost = True

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -45,6 +45,7 @@ class Parallel:
     init_method: str | None = None
     device: torch.device = field(init=False)
     _control: Any = field(init=False, repr=False, default=None)
+    _abandoned: bool = field(init=False, repr=False, default=False)
     _heartbeat: Heartbeat | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -81,15 +82,27 @@ class Parallel:
                 self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
             _groups.extend([dist.group.WORLD, self._control])
             if cuda:
-                store = distributed_c10d._get_default_store()
-                self._heartbeat = Heartbeat(store, self.rank, self.world_size, self._give_up_on_peers)
+                self._heartbeat = Heartbeat(self._pulse_store(), self.rank, self.world_size, self.abandon)
                 self._heartbeat.start()
         return self
 
-    def _give_up_on_peers(self) -> None:
-        """End what NCCL waits for; the thread that waited for it goes on and finds in the next exchange that a peer is
-        gone. A state that this spoils is that of a step which will not be taken."""
-        distributed_c10d._get_default_group().abort()
+    def abandon(self) -> None:
+        """Give up on the other processes: end what NCCL waits for, so that the GPU is free again. What is being
+        computed is spoilt, and no further exchange succeeds, so the step is not taken."""
+        self._abandoned = True
+        if self.device.type == "cuda" and self.world_size > 1:
+            distributed_c10d._get_default_group().abort()
+
+    def _pulse_store(self) -> Any:
+        """A store in memory: one in a file, where the processes of one machine have met, would grow for ever."""
+        if self.init_method is not None and self.init_method.startswith("tcp://"):
+            return distributed_c10d._get_default_store()
+        tcp_store, port = cast(Any, dist).TCPStore, 0
+        if self.first:
+            store = tcp_store("127.0.0.1", 0, self.world_size, is_master=True, wait_for_workers=False)
+            port = store.port
+        port = int(self.text_of_first(str(port)))
+        return store if self.first else tcp_store("127.0.0.1", port, self.world_size, is_master=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -138,9 +151,13 @@ class Parallel:
         """
         if self.world_size == 1:
             return [values]
+        if self._abandoned:
+            raise PeerLostError("this process has given up on the others")
         found = [torch.empty_like(values) for _ in range(self.world_size)]
         with self.exchanging():
             dist.all_gather(found, values, group=self._control)
+        if self._abandoned:
+            raise PeerLostError("this process has given up on the others")
         return found
 
     def any(self, flag: bool) -> bool:

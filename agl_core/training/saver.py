@@ -18,6 +18,7 @@ from agl_core.training.schedule import Span
 from agl_core.training.state import TrainingState
 
 RETRY = 60.0  # seconds from a save that failed to the next attempt
+SLOW = 60.0  # seconds that training waits for a checkpoint that is still being written when the next one is due
 
 
 class Saver:
@@ -68,9 +69,17 @@ class Saver:
             return waited >= RETRY
         return waited >= self._interval.seconds(self._cost, *self._history)
 
-    def begin(self, state: TrainingState) -> None:
-        """Copy the state and write it in the background, after what is still being written."""
-        self.writer.wait()
+    def begin(self, state: TrainingState, journal: Journal) -> None:
+        """Copy the state and write it in the background, after what is still being written. If that takes very long,
+        training goes on without this checkpoint."""
+        self.writer.wait(SLOW)
+        if self.writer.busy:
+            journal.warn(
+                state.step,
+                f"{self._folder}: the checkpoint of step {self.last_step} is still being written; that of step "
+                f"{state.step} is left out",
+            )
+            return
         self.writer.begin(state.checkpoint(self._flags(state)))
         self._begun, self._retry, self.last_step = time.monotonic(), False, state.step
 
@@ -118,6 +127,7 @@ class Saver:
                 self._failing_since = None
                 return True
             except OSError as error:
+                self._count_failure()
                 self._refused(error, journal, step)
             until = time.monotonic() + RETRY
             while time.monotonic() < until and not give_up():
@@ -131,15 +141,22 @@ class Saver:
                 # The first stall includes getting the memory, and that of a last save is the whole write.
                 self._failing_since, self._cost = None, min(self._cost or end.stall, end.stall)
                 self.last_good = max(end.step, self.last_good or 0)
+            else:
+                self._count_failure()
+
+    def _count_failure(self) -> None:
+        self._failing_since = time.monotonic() if self._failing_since is None else self._failing_since
 
     def _refused(self, error: BaseException, journal: Journal, step: int) -> None:
         if not isinstance(error, OSError):
             raise error
+        safe = f"the last good checkpoint is that of step {self.last_good}" if self.last_good else "there is none yet"
+        if self._failing_since is None:  # a later save has succeeded meanwhile
+            journal.warn(step, f"{self._folder} could not be written to ({error}); {safe}")
+            return
         now = time.monotonic()
         self._retry, self._begun = True, now
         self.last_step = self.last_good
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        safe = f"the last good checkpoint is that of step {self.last_good}" if self.last_good else "there is none yet"
         if now - self._failing_since >= self._patience:
             raise UserError(
                 f"{self._folder} could not be written to for {(now - self._failing_since) / 60:.0f} minutes ({error}), "
@@ -150,7 +167,7 @@ class Saver:
     def _flags(self, state: TrainingState) -> dict[str, Any]:
         return {
             **self._about,
-            "scheduled": self.scheduled(state.step),
+            "scheduled": state.anchor == state.step,
             "best": state.best_step == state.step,
             "milestone": self._milestone is not None and self._milestone.due(state.step, self._order),
         }

@@ -18,7 +18,8 @@ class TrainingState:
 
     `validated` is the last step after which the held-out fold was scored; `best_step` the one with the best score.
     `skips` counts the steps left out in a row because they were not finite, `rollbacks` how often the stage went back
-    because of them. `link` is the digest of all that has been done so far (`agl_core.durable.chain`).
+    because of them, and `anchor` is the step that it would go back to. `link` is the digest of all that has been done
+    so far (`agl_core.durable.chain`).
     """
 
     model: GeoposeNet
@@ -31,21 +32,27 @@ class TrainingState:
     validated: int = 0
     skips: int = 0
     rollbacks: int = 0
+    anchor: int = 0
     link: str = START
 
     def checkpoint(self, extra: dict[str, Any]) -> Checkpoint:
-        """The state as tensors and JSON values; `extra` is kept beside it. The tensors are the live ones."""
+        """The state as tensors and JSON values; `extra` is kept beside it. The tensors are the live ones.
+
+        Between two steps it is the same at any time, also while the next one is being computed.
+        """
         state = {
             "best_score": self.best_score,
             "best_step": self.best_step,
             "validated": self.validated,
             "skips": self.skips,
             "rollbacks": self.rollbacks,
+            "anchor": self.anchor,
             "link": self.link,
             "scaler": self.scaler.state_dict(),
             **extra,
         }
-        return Checkpoint(self.step, self.model.state_dict(), optimizer_state(self.model, self.optimizer), state)
+        model = {**self.model.state_dict(), **self.statistics.finished()}
+        return Checkpoint(self.step, model, optimizer_state(self.model, self.optimizer), state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become the state that `checkpoint` holds, bit for bit."""
@@ -56,6 +63,7 @@ class TrainingState:
         self.validated = checkpoint.state["validated"]
         self.skips = checkpoint.state["skips"]
         self.rollbacks = checkpoint.state["rollbacks"]
+        self.anchor = checkpoint.state["anchor"]
         self.link = checkpoint.state["link"]
 
     def restore_training(self, checkpoint: Checkpoint) -> None:

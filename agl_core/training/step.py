@@ -21,13 +21,14 @@ from agl_core.training.state import TrainingState
 
 class Computed(NamedTuple):
     """What one process has computed of a step: its part of the mean losses (total, AGL, direction, scale), which add up
-    over processes, and whether they and the gradient are finite."""
+    over processes; the norm of the gradient of all, the same in every process; and whether they are finite."""
 
     losses: list[float]
+    norm: float
     finite: bool
 
 
-NOTHING = Computed([0.0] * 4, True)
+NOTHING = Computed([0.0] * 4, 0.0, True)
 """What a process has to say where no step was computed."""
 
 
@@ -51,9 +52,10 @@ class OptimizerStep:
                 f"{stage.micro_batch}) for {parallel.world_size} processes: use fewer processes or a smaller "
                 "micro_batch"
             )
-        self._model = parallel.wrap(state.model)
-        if parallel.world_size > 1:
-            self._warm_up()
+        with parallel.exchanging():
+            self._model = parallel.wrap(state.model)
+            if parallel.world_size > 1:
+                self._warm_up()
 
     def compute(self, batches: Sequence[Batch]) -> Computed:
         """Forward and backward of this process's micro-batches `batches` of the next step.
@@ -78,7 +80,7 @@ class OptimizerStep:
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.stage.optimizer.clip or math.inf)
         # The one moment of a step at which the CPU waits for the GPU: whether to take the step is decided on the CPU.
         values = torch.cat([losses, norm.double().reshape(1)]).tolist()
-        return Computed(values[:4], math.isfinite(sum(values)))
+        return Computed(values[:4], values[4], math.isfinite(sum(values)))
 
     def commit(self, lr: float) -> None:
         """Take the step that was computed, with the learning rate `lr`; no other process is waited for."""

@@ -67,6 +67,7 @@ class StageTrainer:
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
+        self._chain_refused = False
 
     def run(self, observe: Observer | None = None) -> None:
         """The loop: step, log, validate, save, until the stage has its length or something ends it."""
@@ -114,18 +115,27 @@ class StageTrainer:
         """Take or skip the step that all have computed. Nothing is exchanged here, so no peer can be lost in it."""
         bench = self.bench
         state = bench.state
-        bench.changing = True
-        bench.recent.append((bench.chain.link, state.step + 1, verdict.samples, verdict.losses))
-        bench.chain.step(state.step + 1, verdict.samples, verdict.losses)
-        state.link = bench.chain.link
-        if verdict.finite:
-            bench.saver.writer.copied()
-            bench.step.commit(lr)
-            state.skips = 0
-        else:
-            bench.step.skip()
-            state.skips += 1
-        bench.changing = False
+        with bench.stepping:
+            bench.changing = True
+            bench.recent.append((bench.chain.link, state.step + 1, verdict.samples, verdict.losses))
+            bench.chain.step(state.step + 1, verdict.samples, verdict.losses)
+            state.link = bench.chain.link
+            if verdict.finite:
+                bench.saver.writer.copied()
+                bench.step.commit(lr)
+                state.skips = 0
+                self._cast_anchor()
+            else:
+                bench.step.skip()
+                state.skips += 1
+            # A state that is about to be taken back must not be saved: who goes on from it would go back to it.
+            bench.changing = state.skips >= bench.config.divergence.max_skips
+
+    def _cast_anchor(self) -> None:
+        """Note the step as the one to go back to, if a checkpoint of it is due whatever the clock says."""
+        bench = self.bench
+        if bench.saver.scheduled(bench.state.step):
+            bench.state.anchor = bench.state.step
 
     def _report(self, verdict: Verdict, lr: float, rate: float) -> None:
         bench = self.bench
@@ -156,7 +166,7 @@ class StageTrainer:
             asked = verdict.save or rolled_back or state.best_step != best or bench.saver.scheduled(step)
             if asked and 0 < step < bench.total and step != bench.saver.last_step and not bench.best.pending:
                 bench.watchdog.beat("save")
-                bench.saver.begin(state)
+                bench.saver.begin(state, bench.journal)
         return step == bench.total
 
     def _housekeeping(self) -> None:
@@ -166,6 +176,11 @@ class StageTrainer:
         bench.saver.look(bench.journal, bench.chain, step)
         for note in bench.feed.notes():
             bench.journal.warn(step, note)
+        if bench.chain.failure is not None and not self._chain_refused:
+            bench.journal.warn(
+                step, f"the digest chain cannot be written ({bench.chain.failure}); it is kept in memory"
+            )
+        self._chain_refused = bench.chain.failure is not None
         try:
             bench.best.retry()
         except OSError as error:
@@ -194,12 +209,14 @@ class StageTrainer:
             return False
         bench.journal.validation(state.step, result, time.monotonic() - began)
         if state.best_score is None or result.score > state.best_score:
-            state.best_score, state.best_step = result.score, state.step
             if bench.parallel.first:
                 try:
                     bench.best.offer(bench.metadata(result))
                 except OSError as error:
                     bench.journal.warn(state.step, f"the best weights cannot be written yet ({error})")
+            # The others must not call this score dealt with before it is: they save too, if the first one dies.
+            bench.best.missing = bench.parallel.any(bench.best.pending)
+            state.best_score, state.best_step = result.score, state.step
         state.validated = state.step
         return True
 
@@ -217,14 +234,22 @@ class StageTrainer:
         bench.changing = True
         bench.saver.writer.wait()
         bench.parallel.barrier()
-        to = bench.origin.roll_back(state)
-        bench.step.forget()
-        bench.chain.rollback(state.step, to)
-        state.link, state.skips, state.rollbacks = bench.chain.link, 0, state.rollbacks + 1
-        bench.recent.clear()
-        bench.changing = False
+        with bench.stepping:
+            anchor, to = state.anchor, bench.origin.roll_back(state)
+            bench.step.forget()
+            bench.chain.rollback(state.step, to)
+            state.link, state.skips, state.rollbacks = bench.chain.link, 0, state.rollbacks + 1
+            self._cast_anchor()
+            bench.recent.clear()
+            bench.changing = False
         bench.journal.event("rollback", state.step, to=to)
         bench.journal.note(
             f"warning: {limits.max_skips} steps in a row were not finite at step {state.step}: going on from the "
             f"state after step {to} with the next batches ({state.rollbacks} of {limits.max_rollbacks} times)"
         )
+        if to != anchor:
+            bench.journal.warn(
+                state.step,
+                f"the checkpoint of step {anchor}, from which an undisturbed run would go on, was never written, so "
+                "the result may differ from that of one",
+            )

@@ -1,6 +1,7 @@
 """What a stage works with while it trains, put up once at its start."""
 
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from agl_core.durable.chain import ChainLog
 from agl_core.durable.checkpoint import read_digests
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.guard import Guard
-from agl_core.durable.retention import checkpoint_name
+from agl_core.durable.retention import checkpoint_name, checkpoint_step, list_checkpoints
 from agl_core.durable.watchdog import Watchdog
 from agl_core.inference.predictor import Predictor
 from agl_core.model.precision import Precision
@@ -43,8 +44,8 @@ from agl_core.training.step import Computed, OptimizerStep
 class Workbench:
     """One process's part of one incarnation of a stage: its data, state, step, files and watchers.
 
-    `changing` is true while the state is between two steps; `recent` holds the last entries of the chain, each with
-    the link before it.
+    `changing` is true while there is no state that could be saved, and `stepping` is held while it changes; `recent`
+    holds the last entries of the chain, each with the link before it.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class Workbench:
     ) -> None:
         """`resources` ends what runs beside the training and closes the files; `on_hang` is called by the watchdog."""
         self.config, self.name, self.run_dir, self.parallel, self.guard = config, stage, run_dir, parallel, guard
-        self.changing = True  # until there is a state that could be saved
+        self.changing = True
+        self.stepping = threading.Lock()
         self.stage, number = config.stages[stage], list(config.stages).index(stage)
         self.threads = config.threads or default_threads(parallel.world_size)
         torch.set_num_threads(self.threads)
@@ -75,7 +77,9 @@ class Workbench:
         )
         resources.enter_context(self.watchdog)
         if parallel.any(guard.requested):  # before the long part of the start
-            raise InterruptedRunError(guard.signal or "a signal to another process", None)
+            known = list_checkpoints(run_dir / "checkpoints" / stage)
+            step = checkpoint_step(known[0].name) if known else None
+            raise InterruptedRunError(guard.signal or "a signal to another process", step)
         self.store = Store(Path(config.store or Path(config.data) / "store"))
         self.split = Split.of(self.store, config)
         self.order = Order(config.seed, number, len(self.split.train), self.stage.batch)
@@ -84,7 +88,7 @@ class Workbench:
         self.precision = Precision.choose(config.precision, parallel.device)
         self.tiles = self.split.digest(self.store)
         self.origin = Origin(config, stage, run_dir, self.store.cities, self.tiles, self.precision, parallel)
-        self.state, self.skipped = self.origin.build()
+        self.state, self.skipped, self.before = self.origin.build()
         self.start = self.state.step
         self.step = OptimizerStep(self.state, self.stage, config.seed, number, self.precision, parallel)
         self.predictor = Predictor(self.state.model, config.max_agl, precision=self.precision.name)
@@ -93,7 +97,7 @@ class Workbench:
             run_dir / "checkpoints" / stage,
             self.lease,
             self.order,
-            {"tiles": self.tiles, "threads": self.threads, "world_size": parallel.world_size},
+            {"tiles": self.tiles, "threads": self.threads, "processes": parallel.world_size},
             # Only by the first process, which saves first: later their names may be those of good checkpoints.
             [line.split(":")[0] for line in self.skipped] if parallel.first else [],
             count_interruptions(run_dir / "events.jsonl") if parallel.first else (0, 0.0),
@@ -109,7 +113,7 @@ class Workbench:
         resources.callback(self.chain.close)
         self.recent: deque[tuple[str, int, int, list[float]]] = deque(maxlen=2)
         self.progress = Progress(stage, self.total, "steps", self.start, shown=parallel.first)
-        events = EventLog(run_dir / "events.jsonl" if parallel.first else None, stage)
+        events = EventLog(run_dir / "events.jsonl" if parallel.first else None, stage, self.lease.generation)
         scalars = Scalars(run_dir / "tensorboard" if parallel.first else None, stage, self.start)
         resources.callback(events.close)
         resources.callback(scalars.close)
@@ -148,7 +152,6 @@ class Workbench:
         self.journal.event(
             "start",
             self.start,
-            generation=self.lease.generation,
             steps=self.total,
             epochs=self.order.epochs_done(self.total),
             world_size=self.parallel.world_size,
@@ -167,3 +170,8 @@ class Workbench:
             f"train on, {len(self.split.validation)} to validate on; {self.parallel.world_size} x "
             f"{self.parallel.device.type}, {self.precision.name}"
         )
+        for name, now in (("processes", self.parallel.world_size), ("threads", self.threads)):
+            if (before := self.before.get(name, now)) != now:
+                self.journal.note(
+                    f"{name}: {before} before, {now} now; the samples stay the same, the last bits of the result do not"
+                )

@@ -440,7 +440,7 @@ def test_a_superseded_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     reached.clear()
     writer.begin(state_after(2))
     assert reached.wait(PATIENCE)
-    assert writer.save(state_after(3), seconds_left=15)
+    assert writer.save(state_after(3), seconds_left=16)
     assert names(tmp_path) == ["step_00000001", "step_00000003"]
     assert [outcome.step for outcome in writer.outcomes()] == [1, 3]
 

@@ -88,6 +88,21 @@ def test_a_forward_pass_that_does_not_count_leaves_no_trace() -> None:
     assert all(torch.equal(value, before[name]) for name, value in buffers(net).items())
 
 
+def test_what_was_finished_is_known_by_name_while_a_forward_pass_overwrites_the_buffers() -> None:
+    net = model()
+    statistics = RunningStatistics(net)
+    net(BATCHES[0])
+    statistics.add_forward()
+    statistics.reduce(Parallel())
+    statistics.finish_step(1)
+    after = buffers(net)
+    net(BATCHES[1])
+    assert not torch.equal(buffers(net)["1.running_mean"], after["1.running_mean"])
+    finished = statistics.finished()
+    assert finished.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in finished.items())
+
+
 def test_a_network_without_batch_norm_has_no_statistics() -> None:
     statistics = RunningStatistics(nn.Linear(2, 2))
     statistics.add_forward()

@@ -2,9 +2,12 @@
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from agl_core.durable.exits import PeerLostError
 from agl_core.training.parallel import Parallel
 
 
@@ -36,3 +39,31 @@ def test_an_error_with_a_reduction_just_behind_it_never_hangs_the_process(tmp_pa
     for process in processes:
         process.kill()
     assert codes == [0, 0]
+
+
+def _pulse(rank: int, folder: Path, found: Any) -> None:
+    with Parallel(rank, 2, rank, f"file://{folder}/meeting") as parallel:
+        store = parallel._pulse_store()
+        store.add(f"beat/{rank}", rank + 1)
+        parallel.barrier()
+        found.put([store.add(f"beat/{other}", 0) for other in range(2)])
+        parallel.barrier()
+
+
+def test_processes_that_met_in_a_file_beat_in_memory(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    found = context.Queue()
+    processes = [context.Process(target=_pulse, args=(rank, tmp_path, found)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    assert [found.get(timeout=120) for _ in processes] == [[1, 2], [1, 2]]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def test_who_has_given_up_on_the_others_exchanges_nothing_more() -> None:
+    parallel = Parallel(0, 2)
+    parallel.abandon()
+    with pytest.raises(PeerLostError, match="has given up on the others"):
+        parallel.barrier()

@@ -9,7 +9,7 @@ from agl_core.config import CheckpointConfig, DivergenceConfig
 from agl_core.errors import UserError
 from agl_core.files import read_json
 from agl_core.model.weights import load_weights
-from agl_core.reporting.events import read_events
+from agl_core.reporting.events import EventLog, read_events
 from tests.training.runs import config, same_bits, train, train_together, weights
 
 STEPS = 4
@@ -103,6 +103,17 @@ def test_the_second_stage_starts_from_the_weights_of_the_first(tiny_store: Path,
     assert read_json(tmp_path / "stages" / "second.json")["finished"]
 
 
+def test_events_of_an_incarnation_that_was_replaced_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    old, new = EventLog(path, "first", 1), EventLog(path, "first", 2)
+    old.write("start", step=0)
+    old.write("step", step=1, loss=1.0)
+    new.write("start", step=1)
+    old.write("step", step=2, loss=2.0)
+    new.write("step", step=2, loss=3.0)
+    assert [event["loss"] for event in read_events(path) if event["kind"] == "step"] == [1.0, 3.0]
+
+
 def test_without_a_fold_the_last_weights_are_the_best(tiny_store: Path, tmp_path: Path) -> None:
     train(config(tiny_store, steps=1, fold=-1), tmp_path)
     assert same_bits(weights(tmp_path, which="best"), weights(tmp_path))
@@ -181,6 +192,6 @@ def test_more_processes_than_micro_batches_are_refused(tiny_store: Path, tmp_pat
     settings = config(tiny_store)
     parallel = Parallel(world_size=5)
     precision = Precision.choose("auto", parallel.device)
-    state, _ = Origin(settings, "first", tmp_path, ["AAA", "BBB"], "", precision, Parallel()).build()
+    state, _, _ = Origin(settings, "first", tmp_path, ["AAA", "BBB"], "", precision, Parallel()).build()
     with pytest.raises(UserError, match=r"4 micro-batches a step .* for 5 processes"):
         OptimizerStep(state, settings.stages["first"], 0, 0, precision, parallel)
