@@ -88,7 +88,8 @@ def train_together(
     config: TrainConfig, run_dir: Path, world_size: int, stop_after: int | None = None
 ) -> list[list[tuple[int, list[float]]]]:
     """Train the first stage in `world_size` gloo processes; every rank's history."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.preloaded"])
     results = context.Queue()
     run_dir.mkdir(parents=True, exist_ok=True)
     address = f"file://{run_dir}/rendezvous_{world_size}_{stop_after}"
