@@ -29,6 +29,7 @@ from jobs.stages import RENDEZVOUS
 FOR_EVER = 10 * 365 * 24 * 60  # minutes; submitit takes a signal that comes late in a job's time for a time-out
 SHOWN_LINES = 20
 SUBMITIT_LINE = re.compile(r"^submitit INFO ")
+INTERRUPTED_LINE = "interrupted by "  # of a rank; the launcher repeats it with the command that continues
 
 
 class RankExecutor(LocalExecutor):
@@ -205,7 +206,7 @@ class FollowedLog:
         whole = content[: content.rfind(b"\n") + 1]
         self._position += len(whole)
         for line in whole.decode("utf-8", "replace").splitlines():
-            if not SUBMITIT_LINE.match(line):
+            if not SUBMITIT_LINE.match(line) and not line.startswith(INTERRUPTED_LINE):
                 print(line, file=self._stream, flush=True)
 
 
@@ -234,7 +235,7 @@ def _judge(job: "LocalJob[None]", folder: Path, processes: int, signals: PassedO
     if code == MISTAKE and lines and lines[-1].startswith("error: "):
         raise UserError("" if rank == 0 else lines[-1].removeprefix("error: "))
     if signals.received or any(code in INTERRUPTIONS for _, code in failed):
-        told = [line for line in last_lines(Path(job.task(0).paths.stderr)) if line.startswith("interrupted by ")]
+        told = [line for line in last_lines(Path(job.task(0).paths.stderr)) if line.startswith(INTERRUPTED_LINE)]
         raise JobInterruptedError(told[-1] if told else "interrupted", by_keyboard=signal.SIGINT in signals.received)
     if code is not None and code < 0:
         what = f"was killed by {signal.Signals(-code).name}"

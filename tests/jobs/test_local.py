@@ -197,8 +197,8 @@ def test_a_followed_log_shows_whole_lines_once_and_not_those_of_submitit(
     log.show()
     assert capsys.readouterr().out == "one\n"
     with path.open("a") as file:
-        file.write("o\n")
+        file.write("o\ninterrupted by TERM; step 3 is saved\n")
     log.show()
     log.show()
     assert capsys.readouterr().out == "two\n"
-    assert last_lines(path) == ["one", "two"]
+    assert last_lines(path) == ["one", "two", "interrupted by TERM; step 3 is saved"]
