@@ -385,7 +385,7 @@ def test_a_run_directory_that_is_gone_for_good_ends_the_run_in_one_sentence(tiny
     impatient = CheckpointConfig(every="1 step", interval="never", patience=0.002)
 
     def watch(step: int) -> None:
-        if step == 2:
+        if step == 3:  # the save of step 1 has ended by then: that of step 2 has waited for it
             run_dir.rename(tmp_path / "away")
 
     with pytest.raises(
