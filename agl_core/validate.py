@@ -116,6 +116,7 @@ def validate(config: Any) -> None:
 
 
 def _check_train(config: TrainConfig) -> None:
+    from agl_core.durable.interval import Interval
     from agl_core.training.schedule import Span
 
     if config.fold >= config.folds:
@@ -132,6 +133,9 @@ def _check_train(config: TrainConfig) -> None:
     if len(channels) != 5 or min(channels) < 1:
         raise UserError(f"model.decoder_channels is {channels}: give five positive numbers, coarsest first")
     Span.parse(config.checkpoint.every, "checkpoint.every")
+    Interval.parse(config.checkpoint.interval, "checkpoint.interval")
+    if config.checkpoint.keep_every:
+        Span.parse(config.checkpoint.keep_every, "checkpoint.keep_every")
     if not config.stages:
         raise UserError(f"recipe {config.recipe!r} has no stages: there is nothing to train")
     for number, (name, stage) in enumerate(config.stages.items()):

@@ -90,9 +90,9 @@ def claim(config: DrillConfig) -> Path:
         raise UserError(f"the store {config.store} lies in the folder {folder}, which is replaced: give another --out")
     if folder.exists():
         _check_own(folder, Path(config.json).absolute() if config.json else None)
-    writable_folder(folder, "--out")
     if config.json:
         writable_folder(Path(config.json).absolute().parent, "--json")
+    writable_folder(folder, "--out")
     write_json(folder / MARKER, {"format": FORMAT, **asdict(config)})
     for name in OWN:
         path = folder / name
@@ -216,8 +216,12 @@ def _at(when: str) -> str:
 
 def _check(config: DrillConfig) -> None:
     """Raise a `UserError` for values that make no run, before anything is written or takes time."""
+    from agl_core.model.encoders import check_encoder
     from jobs.cli import parse
 
+    check_encoder(config.encoder)
+    if config.store:
+        _tiles(Path(config.store))
     with TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
         write_recipe(recipe, config, TILES)

@@ -379,9 +379,20 @@ def test_the_command_is_one_that_the_command_line_understands(tmp_path: Path, pr
     assert (stage.length, stage.batch, stage.micro_batch) == ("60 steps", 12, 4)
 
 
-def test_values_that_make_no_run_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="processes"):
-        drill(DrillConfig(processes=3, batch=4, micro_batch=2, out=str(tmp_path / "drill")))
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"processes": 3, "batch": 4, "micro_batch": 2}, "processes"),
+        ({"encoder": "resnet19"}, "unknown encoder 'resnet19'"),
+        ({"store": "absent"}, "no store at .*absent"),
+        ({"json": "/dev/null/result.json"}, "choose another folder with --json"),
+    ],
+)
+def test_values_that_make_no_run_are_refused_before_anything_is_written(
+    tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        drill(DrillConfig(**given, out=str(tmp_path / "drill")))
     assert not (tmp_path / "drill").exists()
 
 
