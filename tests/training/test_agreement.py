@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agl_core.data.dataset import Batch
+from agl_core.durable.exits import PeerLostError
 from agl_core.training.agreement import Verdict, agree, samples_digest
 from agl_core.training.parallel import Parallel
 from agl_core.training.step import NOTHING, Computed
@@ -84,6 +85,17 @@ def test_a_step_is_finite_only_if_it_is_in_every_process() -> None:
 def test_losses_that_add_up_to_no_number_are_not_finite(value: float) -> None:
     said: Said = (Computed([1.0, 1.0, value, 1.0], 1.0, True), 0, 0, math.inf, False)
     assert [verdict.finite for verdict in verdicts(said, said)] == [False, False]
+
+
+def test_a_step_is_not_taken_if_the_processes_have_different_gradients() -> None:
+    """As after an exchange on GPUs that was broken off, which raises nothing."""
+    parts: list[Said] = [(Computed([1.0] * 4, norm, True), 0, 0, math.inf, False) for norm in (2.0, 2.1)]
+    with pytest.raises(PeerLostError, match=r"different gradients \(norms \[2\.0, 2\.1\]\)"):
+        verdicts(*parts)
+    alike: list[Said] = [(Computed([1.0] * 4, norm, True), 0, 0, math.inf, False) for norm in (2.0, 2.0000001)]
+    assert all(verdict.finite for verdict in verdicts(*alike))
+    skipped: list[Said] = [(Computed([1.0] * 4, norm, False), 0, 0, math.inf, False) for norm in (math.nan, math.inf)]
+    assert not any(verdict.finite for verdict in verdicts(*skipped))
 
 
 def test_one_signal_asks_all_and_the_least_time_left_counts() -> None:
