@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ from agl_core.data.order import Order
 from agl_core.data.shield import end_workers, worker_fork
 
 PATIENCE = 0.2  # seconds between two looks at whether waiting has become pointless
+NOTICED = 2.0  # seconds within which the death of a process is seen after a line to it has broken
+BROKEN_LINE = (EOFError, ConnectionError, FileNotFoundError)
+"""What handing on a tensor ends with when its worker dies in the middle of it."""
 MOST_DEATHS = 3  # of data loading processes without a batch in between
 
 
@@ -90,12 +94,13 @@ class Feed:
             except Exception as error:
                 if self._closed.is_set():
                     return
+                told = _tells_of_a_death(error) or (isinstance(error, BROKEN_LINE) and self._lost_a_worker())
                 self._end_workers()
                 deaths += 1
-                if not _tells_of_a_death(error) or deaths > MOST_DEATHS:
+                if not told or deaths > MOST_DEATHS:
                     found = error
                 else:
-                    self._notes.append(f"{error}; data loading goes on with new processes")
+                    self._notes.append(f"{_spoken(error)}; data loading goes on with new processes")
                     continue
             while not self._closed.is_set():
                 try:
@@ -106,10 +111,24 @@ class Feed:
             if isinstance(found, BaseException):
                 return
 
+    def _lost_a_worker(self) -> bool:
+        """Whether one of the data loading processes is dead, or will be found to be in a moment."""
+        workers = getattr(self._loader, "_workers", [])
+        until = time.monotonic() + NOTICED
+        while not (lost := any(not worker.is_alive() for worker in workers)) and time.monotonic() < until:
+            time.sleep(0.01)
+        return lost
+
     def _end_workers(self) -> None:
         loader: Any = self._loader
         end_workers(getattr(loader, "_workers", []))
         self._loader = None
+
+
+def _spoken(error: Exception) -> str:
+    return (
+        str(error) if isinstance(error, RuntimeError) else "a data loading process was lost while it handed on a batch"
+    )
 
 
 def _tells_of_a_death(error: Exception) -> bool:

@@ -130,3 +130,37 @@ def test_warnings_to_the_workers_do_not_reach_them(dataset: CropDataset) -> None
         assert source.take() is not None
     assert source.notes() == []
     source.close()
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "reset"), FileNotFoundError(2, "no socket")])
+def test_a_worker_that_dies_while_it_hands_on_a_batch_costs_none(
+    dataset: CropDataset, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    alone = take_all(feed(dataset, 0), STEPS)
+    taken, whole = [0], Feed._step
+
+    def broken_once(source: Feed) -> list[Batch]:
+        taken[0] += 1
+        if taken[0] == 3:
+            os.kill(workers_of(source)[0], signal.SIGKILL)
+            raise error
+        return whole(source)
+
+    monkeypatch.setattr(Feed, "_step", broken_once)
+    source = feed(dataset, 1)
+    found = take_all(source, STEPS)
+    assert all(same(step, other) for step, other in zip(found, alone, strict=True))
+    assert source.notes() == ["a data loading process was lost while it handed on a batch; data loading goes on with "
+                              "new processes"]  # fmt: skip
+
+
+def test_a_broken_line_of_another_kind_is_an_error(dataset: CropDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(source: Feed) -> list[Batch]:
+        raise FileNotFoundError(2, "the store is gone")
+
+    monkeypatch.setattr(feed_module, "NOTICED", 0.1)
+    monkeypatch.setattr(Feed, "_step", broken)
+    source = feed(dataset, 1)
+    with pytest.raises(FileNotFoundError):
+        source.take()
+    source.close()
