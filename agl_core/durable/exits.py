@@ -14,17 +14,18 @@ class InterruptedRunError(Exception):
     """The run was asked to leave before its end.
 
     `signal` is the short name of the signal that asked ("TERM", "USR2", "INT"), `saved_step` the step from which
-    the run continues, None if nothing has been saved yet.
+    the run continues, None if nothing has been saved yet; `kept` says in words what is, where there are no steps.
     """
 
-    def __init__(self, signal: str, saved_step: int | None) -> None:
-        super().__init__(signal, saved_step)  # what is needed to make it anew in another process
+    def __init__(self, signal: str, saved_step: int | None, kept: str = "") -> None:
+        super().__init__(signal, saved_step, kept)  # what is needed to make it anew in another process
         self.signal = signal
         self.saved_step = saved_step
+        self.kept = kept
 
     def __str__(self) -> str:
-        kept = "nothing is saved yet" if self.saved_step is None else f"step {self.saved_step} is saved"
-        return f"interrupted by {self.signal}; {kept}"
+        steps = "nothing is saved yet" if self.saved_step is None else f"step {self.saved_step} is saved"
+        return f"interrupted by {self.signal}; {self.kept or steps}"
 
 
 class PeerLostError(RuntimeError):

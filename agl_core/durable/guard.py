@@ -75,6 +75,8 @@ class Guard:
             _pipes.add(self._pipe[1])
             self._reader = threading.Thread(target=self._note_arrival, name="guard", daemon=True)
             self._reader.start()
+            # Who has held them back, so that they would not end a process that was only starting, wants them now.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
         return self
 
     def __exit__(

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agl_core.durable.tensorfile import naming
-from agl_core.files import fsync_folder
+from agl_core.files import fsync_folder, naming
 
 MANIFEST = "manifest.json"
 STATE = "state.json"

@@ -9,13 +9,14 @@ state in memory, cannot be stopped half-way, leaves the file readable by its own
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import xxhash
 from torch import Tensor
+
+from agl_core.files import naming
 
 CHUNK = 1 << 24
 """Bytes between two looks at `cancelled`: at 100 MB/s a sixth of a second."""
@@ -56,17 +57,6 @@ class Fingerprint(NamedTuple):
 def never() -> bool:
     """The answer of a write that nobody cancels."""
     return False
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Add `path` to errors of calls on an open file, which do not name it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def write_tensors(
