@@ -14,6 +14,7 @@ from agl_core.errors import UserError
 from agl_core.files import whole_file
 from agl_core.model.network import GeoposeNet
 from agl_core.model.tensors import save_tensors
+from agl_core.model.unfilled import unfilled
 
 FORMAT = "geopose-weights-1"
 
@@ -58,7 +59,8 @@ def load_weights(path: Path) -> tuple[GeoposeNet, dict[str, Any]]:
     network, metadata = read_header(path)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), network["model"]))
     assert isinstance(config, ModelConfig)
-    model = GeoposeNet(network["encoder"], network["cities"], config)
+    with unfilled():
+        model = GeoposeNet(network["encoder"], network["cities"], config)
     load_state(model, path)
     return model.eval(), metadata
 

@@ -6,6 +6,7 @@ trainer:
 | kind | further keys |
 |---|---|
 | start | step, steps, epochs, world_size, device, precision, threads, parameters, tiles, skipped |
+| startup | step, seconds (by item of `agl_core.reporting.startup`), total; after the first step of each start |
 | step | step, epoch, lr, loss, agl_loss, direction_loss, scale_loss, crops_per_second |
 | validation | step, epoch, score, cities, seconds |
 | checkpoint | step, stall (seconds that training waited), seconds (of the whole write), bytes |
@@ -111,6 +112,22 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(event, dict):
                 yield event
+
+
+def seconds_spent(path: Path) -> dict[str, float]:
+    """How long each stage of a run was at work: from its starts to the last sign of each, steps that a restart took
+    back included."""
+    spans: dict[tuple[str, int], tuple[float, float]] = {}
+    number = 0
+    for event in _lines(path):
+        number += event["kind"] == "start"
+        stage, at = event["stage"], event["time"]
+        first, last = spans.get((stage, number), (at, at))
+        spans[stage, number] = (first, max(last, at))
+    spent: dict[str, float] = {}
+    for (stage, _), (first, last) in spans.items():
+        spent[stage] = spent.get(stage, 0.0) + last - first
+    return spent
 
 
 def count_interruptions(path: Path) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,9 @@ from agl_core.durable.checkpoint import Checkpoint, load_checkpoint
 from agl_core.errors import UserError
 from agl_core.model.network import GeoposeNet
 from agl_core.model.precision import Precision
+from agl_core.model.unfilled import unfilled
 from agl_core.model.weights import load_state
+from agl_core.reporting.startup import stopwatch
 from agl_core.training.batchnorm import RunningStatistics
 from agl_core.training.optimizer import build_optimizer
 from agl_core.training.parallel import Parallel
@@ -45,6 +48,7 @@ class Origin:
             UserError: the checkpoint was made with other tiles, or the weights to start from are missing or do not fit.
         """
         checkpoint, skipped = self._load()
+        stopwatch.mark("checkpoint")
         if checkpoint is not None and checkpoint.state["tiles"] != self.tiles:
             raise UserError(
                 f"run {self.run_dir.name} was started with other tiles than those of this store: give the --store of "
@@ -117,7 +121,8 @@ class Origin:
         config, start = self.config, self.config.stages[self.stage].start
         seed_torch(initial_seed(config.seed, list(config.stages).index(self.stage)))
         weights = config.encoder_weights if fresh and start == "encoder" else "none"
-        model = GeoposeNet(config.encoder, self.cities, config.model, weights)
+        with nullcontext() if fresh and start == "encoder" else unfilled():
+            model = GeoposeNet(config.encoder, self.cities, config.model, weights)
         if fresh and start != "encoder":
             load_state(model, start_weights(start, self.run_dir))
         model.to(self.precision.device)

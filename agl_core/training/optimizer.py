@@ -34,9 +34,12 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
     """Put back what `optimizer_state` gave. The moments take the memory layout of their parameter, as fresh ones
     would, so that the same kernels run on them."""
     optimizer.state.clear()
+    kinds: dict[str, list[str]] = {}
+    for key in state:
+        kind, name = key.split("/", 1)
+        kinds.setdefault(name, []).append(kind)
     for name, parameter in _trainable(model):
-        kinds = {key.split("/", 1)[0] for key in state if key.split("/", 1)[1] == name}
-        for kind in sorted(kinds):
+        for kind in sorted(kinds.get(name, [])):
             value = state[f"{kind}/{name}"]
             if value.shape == parameter.shape and kind != "step":
                 own = torch.empty_like(parameter, memory_format=torch.preserve_format, requires_grad=False)

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from agl_core.durable.exits import PeerLostError
 from agl_core.errors import UserError
 from agl_core.machine import cores
+from agl_core.reporting.startup import stopwatch
 from agl_core.training.heartbeat import Heartbeat
 
 PATIENCE = timedelta(days=1)
@@ -62,10 +63,12 @@ class Parallel:
             self.device = torch.device("cpu")
 
     def __enter__(self) -> "Parallel":
+        stopwatch.begin()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             # Errors of NCCL must reach this process as exceptions. By default torch ends it, with all that it holds.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+        stopwatch.mark("device")
         if self.world_size > 1:
             cuda = self.device.type == "cuda"
             with self.exchanging():  # one of them may die before all have met
@@ -84,6 +87,7 @@ class Parallel:
             if cuda:
                 self._heartbeat = Heartbeat(self._pulse_store(), self.rank, self.world_size, self.abandon)
                 self._heartbeat.start()
+        stopwatch.mark("rendezvous")
         return self
 
     def abandon(self) -> None:

@@ -116,9 +116,8 @@ class OptimizerStep:
         device, size = self.parallel.device, self.stage.crop
         images = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=device)
         self.state.model.train()
-        for _ in range(2):  # the new arrangement is made at the second forward pass
-            output = self._model(images, torch.zeros(2, dtype=torch.int64, device=device), torch.ones(2, device=device))
-            (0 * (output.agl.sum() + output.pose.sum())).backward()
+        output = self._model(images, torch.zeros(2, dtype=torch.int64, device=device), torch.ones(2, device=device))
+        (0 * (output.agl.sum() + output.pose.sum())).backward()
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.statistics.forget_step()
 

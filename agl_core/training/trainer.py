@@ -14,6 +14,7 @@ from agl_core.durable.exits import PeerLostError
 from agl_core.durable.guard import Guard
 from agl_core.errors import UserError
 from agl_core.inference.predictor import NotFiniteError
+from agl_core.reporting.startup import stopwatch
 from agl_core.training.agreement import Verdict, samples_digest
 from agl_core.training.endings import finish, leave, save_if_hung, save_what_stands
 from agl_core.training.parallel import Parallel
@@ -86,6 +87,7 @@ class StageTrainer:
         bench = self.bench
         mine = range(bench.parallel.rank, bench.step.micro_batches, bench.parallel.world_size)
         batches = self._take(bench.start)
+        stopwatch.mark("batch")
         verdict = bench.agree(NOTHING, 0)
         busy = 0.0  # seconds of training, without validation and saving
         while not self._boundary(verdict):
@@ -103,8 +105,17 @@ class StageTrainer:
             self._conclude(verdict, lr)
             busy += time.monotonic() - began
             self._report(verdict, lr, (bench.state.step - bench.start) * bench.stage.batch / busy)
+            if bench.state.step == bench.start + 1:
+                self._tell_startup()
             if observe is not None:
                 observe(StepReport(bench.state.step, torch.tensor(verdict.losses, dtype=torch.float64), lr))
+
+    def _tell_startup(self) -> None:
+        stopwatch.mark("step")
+        seconds = stopwatch.end()
+        self.bench.journal.event(
+            "startup", self.bench.state.step, seconds=seconds, total=round(sum(seconds.values()), 3)
+        )
 
     def _take(self, step: int) -> list[Batch] | None:
         """What this process computes of step `step` (from 0); None if a signal came while it was waited for."""

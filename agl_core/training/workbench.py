@@ -29,6 +29,7 @@ from agl_core.model.precision import Precision
 from agl_core.reporting.events import EventLog, count_interruptions
 from agl_core.reporting.progress import Progress
 from agl_core.reporting.scalars import Scalars
+from agl_core.reporting.startup import stopwatch
 from agl_core.scoring.score import Score
 from agl_core.training.agreement import Verdict, agree
 from agl_core.training.best import BestWeights
@@ -80,6 +81,7 @@ class Workbench:
             known = list_checkpoints(run_dir / "checkpoints" / stage)
             step = checkpoint_step(known[0].name) if known else None
             raise InterruptedRunError(guard.signal or "a signal to another process", step)
+        stopwatch.mark("lease")
         self.store = Store(Path(config.store or Path(config.data) / "store"))
         self.split = Split.of(self.store, config)
         self.order = Order(config.seed, number, len(self.split.train), self.stage.batch)
@@ -87,10 +89,13 @@ class Workbench:
         self.validate_every = Span.parse(self.stage.validate_every, f"stages.{stage}.validate_every")
         self.precision = Precision.choose(config.precision, parallel.device)
         self.tiles = self.split.digest(self.store)
+        stopwatch.mark("store")
         self.origin = Origin(config, stage, run_dir, self.store.cities, self.tiles, self.precision, parallel)
         self.state, self.skipped, self.before = self.origin.build()
         self.start = self.state.step
+        stopwatch.mark("model")
         self.step = OptimizerStep(self.state, self.stage, config.seed, number, self.precision, parallel)
+        stopwatch.mark("wrap")
         self.predictor = Predictor(self.state.model, config.max_agl, precision=self.precision.name)
         self.saver = Saver(
             config.checkpoint,
@@ -124,6 +129,7 @@ class Workbench:
             pin_memory=parallel.device.type == "cuda",
         )  # fmt: skip
         resources.callback(self.feed.close)
+        stopwatch.mark("files")
         self.changing = False
 
     def _end_writes(
