@@ -18,13 +18,17 @@ def option(
     choices: tuple[str, ...] = (),
     identity: bool = True,
     required: bool = False,
+    positional: str = "",
 ) -> Any:
     """A configuration field: its default, its documentation, its valid values.
 
     `identity` says whether another value makes it another run: keys that only choose where and how fast something
     runs are not part of a run's identity. `required` keys have no sensible default; the command line asks for them.
+    `positional` keys also take words without a key: one, or several, which are joined with commas.
     """
-    metadata = {"help": help, "choices": choices, "identity": identity, "required": required}
+    metadata = {
+        "help": help, "choices": choices, "identity": identity, "required": required, "positional": positional,
+    }  # fmt: skip
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -164,6 +168,29 @@ class WatchdogConfig:
 
 
 @dataclass
+class RestartConfig:
+    """When a job that is started again and again is given up; interruptions alone never end a run that comes on."""
+
+    crashes: int = option(
+        4,
+        "crashes in a row at the same step after which the job fails; the last but one sends it back to the queue, "
+        "perhaps to other nodes (--cluster slurm)",
+        identity=False,
+    )
+    inside: int = option(
+        10,
+        "starts in one allocation after which a job that crashes goes back to the queue, perhaps to other nodes "
+        "(--cluster slurm)",
+        identity=False,
+    )
+    fruitless: int = option(
+        10,
+        "starts in a row that have brought no new checkpoint after which the job fails (--cluster slurm)",
+        identity=False,
+    )
+
+
+@dataclass
 class TrainConfig:
     """`python launch.py` without a verb: train a recipe's stages."""
 
@@ -181,10 +208,20 @@ class TrainConfig:
         "cm", "unit of the data set's files, for preparing a store that is missing", choices=("cm", "m"), identity=False
     )
     dry_run: bool = option(False, "show what would be run or submitted, and stop", identity=False)
-    encoder: str = option("efficientnet-b7", "any encoder of segmentation-models-pytorch, or tu-NAME for timm's")
+    until: str = option(
+        "report",
+        "train: stop after the last stage; report: go on to predict and score the data set's test split, as far as it "
+        "has one, and to report.md",
+        choices=("train", "report"),
+        identity=False,
+    )
+    encoder: str = option(
+        "efficientnet-b7",
+        "any encoder of segmentation-models-pytorch, or tu-NAME for timm's; A,B,... trains a run of each",
+    )
     encoder_weights: str = option("imagenet", "imagenet, none, or the path of a safetensors file of the encoder")
     seed: int = option(314159, "seed of the folds, the sample order, the crops and the initial weights")
-    fold: int = option(0, "held-out fold for validation; -1 trains on everything")
+    fold: int = option(0, "held-out fold for validation; -1 trains on everything; K,L,... a run of each")
     folds: int = option(40, "number of folds")
     fold_by: str = option(
         "city",
@@ -211,6 +248,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = option(CheckpointConfig, "checkpoints")
     divergence: DivergenceConfig = option(DivergenceConfig, "losses that are not finite")
     watchdog: WatchdogConfig = option(WatchdogConfig, "processes that hang")
+    restart: RestartConfig = option(RestartConfig, "jobs that are started again")
     stages: dict[str, StageConfig] = option(dict, "the stages, in order, by name (given by the recipe)")
 
 
@@ -253,7 +291,12 @@ class PredictConfig:
     split: str = option(
         "test", "which images: those of geopose_test.csv or of geopose_train.csv", choices=("test", "train")
     )
-    out: str = option("", "folder to write the predictions to", required=True)
+    out: str = option(
+        "",
+        "folder to write the predictions to; those of the same weights, settings and images that it has already are "
+        "kept: delete its about.json to have all made again",
+        required=True,
+    )
     unit: str = option("cm", "cm: uint16 centimetres and px/cm; m: float32 metres and px/m", choices=("cm", "m"))
     window: int = option(0, "predict in overlapping windows of this side, pixels; 0: whole images")
     overlap: int = option(128, "overlap of neighbouring windows, pixels")
@@ -263,6 +306,19 @@ class PredictConfig:
         choices=("auto", "float32", "float16", "bfloat16"),
     )
     threads: int | None = option(None, "CPU threads; default: all cores")
+
+
+@dataclass
+class EnsembleConfig:
+    """`python launch.py ensemble`: average the predictions of several models."""
+
+    members: str = option("", "folders of predictions of the same images, two or more: A,B,...", required=True)
+    out: str = option(
+        "",
+        "folder to write the averages to; those of unchanged predictions that it has already are kept",
+        required=True,
+    )
+    unit: str = option("cm", "unit of the members' files and of those written", choices=("cm", "m"))
 
 
 @dataclass
@@ -276,6 +332,14 @@ class EvaluateConfig:
     )
     unit: str = option("cm", "unit of both folders' files", choices=("cm", "m"))
     json: str = option("", "also write the score to this JSON file")
+
+
+@dataclass
+class ReportConfig:
+    """`python launch.py report`: what became of a run, in one page."""
+
+    run: str = option("", "name of the run or ensemble to report on", required=True)
+    runs: str = option("runs", "folder of all runs")
 
 
 @dataclass
@@ -299,3 +363,42 @@ class DrillConfig:
     store: str = option("", "a prepared store to train on; default: a small built-in world is rendered")
     out: str = option("drill", "folder for both runs; it must be new or that of an earlier drill, which is replaced")
     json: str = option("", "also write the result to this JSON file")
+
+
+@dataclass
+class StatusConfig:
+    """`python launch.py status`: where runs stand."""
+
+    run: str = option("", "names of the runs to show, several with commas; default: all", positional="several")
+    runs: str = option("runs", "folder of all runs")
+    json: bool = option(False, "print JSON, with all that is known, instead of a table")
+
+
+@dataclass
+class LogsConfig:
+    """`python launch.py logs`: what the jobs of a run have printed."""
+
+    run: str = option("", "name of the run", required=True, positional="one")
+    runs: str = option("runs", "folder of all runs")
+    stage: str = option("", "only this stage, or another job of the run (prepare, predict, ...); default: all")
+    rank: int = option(0, "which of the processes that train together")
+    follow: bool = option(False, "go on showing what is printed, across restarts, until the run's jobs have ended")
+
+
+@dataclass
+class CancelConfig:
+    """`python launch.py cancel`: end a run's jobs, those that wait included."""
+
+    run: str = option("", "name of the run, or of an ensemble with all its members", required=True, positional="one")
+    runs: str = option("runs", "folder of all runs")
+
+
+@dataclass
+class ResumeConfig:
+    """`python launch.py resume`: continue a run that has ended before it was done."""
+
+    run: str = option("", "name of the run, or of an ensemble with its members", required=True, positional="one")
+    runs: str = option("runs", "folder of all runs")
+    cluster: str = option(
+        "", "where to run: a name from cluster_configs/ or the path of a YAML file; default: where it ran last"
+    )

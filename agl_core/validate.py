@@ -9,9 +9,11 @@ from typing import Any
 
 from agl_core.config import (
     DrillConfig,
+    EnsembleConfig,
     EvaluateConfig,
     PredictConfig,
     PrepareConfig,
+    ReportConfig,
     StageConfig,
     TrainConfig,
     WorldConfig,
@@ -20,6 +22,7 @@ from agl_core.config import (
 from agl_core.errors import UserError, valid_choice
 
 STRIDE = 32  # of the network: the side of a crop or of a window is a multiple of it
+RESERVED = ("prepare", "predict", "evaluate", "report", "ensemble")  # the jobs of a run that are no stages
 HIGHEST_AGL = 655.34  # metres: 65534 cm, the largest height a uint16 file can hold beside 65535 for unknown
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -50,6 +53,9 @@ RULES: dict[type[Any], dict[str, Rule]] = {
         "checkpoint.patience": NOT_NEGATIVE,
         "divergence.max_skips": at_least(1),
         "divergence.max_rollbacks": NOT_NEGATIVE,
+        "restart.crashes": at_least(1),
+        "restart.inside": at_least(1),
+        "restart.fruitless": at_least(1),
         "watchdog.minutes": NOT_NEGATIVE,
         "watchdog.factor": at_least(1),
     },
@@ -86,7 +92,9 @@ RULES: dict[type[Any], dict[str, Rule]] = {
         "overlap": NOT_NEGATIVE,
         "threads": at_least(1),
     },
+    EnsembleConfig: {},
     EvaluateConfig: {},
+    ReportConfig: {},
     DrillConfig: {
         "interruptions": at_least(1),
         "processes": at_least(1),
@@ -142,6 +150,11 @@ def _check_train(config: TrainConfig) -> None:
         key = f"stages.{name}"
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise UserError(f"stage name {name!r}: use letters, digits, - and _ only")
+        if name in RESERVED:
+            raise UserError(
+                f"stage name {name!r} in recipe {config.recipe!r}: {', '.join(RESERVED)} are jobs of every run, "
+                "so call the stage something else"
+            )
         _check_rules(stage, f"{key}.")
         Span.parse(stage.length, f"{key}.length")
         Span.parse(stage.validate_every, f"{key}.validate_every")

@@ -33,6 +33,10 @@ DONE_PREFIX = b"done/"
 AGL_KIND, RGB_KIND = b"a", b"r"
 
 
+class StoreBusyError(UserError):
+    """Another process is writing the store."""
+
+
 @dataclass(frozen=True)
 class StoreEntry:
     """One tile of the store: `gsd` in metres per pixel, size in pixels, `scale` in px/m and `angle` in radians.
@@ -100,7 +104,7 @@ def writing_lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is writing the store {path}: wait until it ends") from None
+            raise StoreBusyError(f"another process is writing the store {path}: wait until it ends") from None
         except OSError as error:
             raise UserError(
                 f"the store {path} cannot be locked ({error.strerror}): choose a local disk with --store"

@@ -128,20 +128,33 @@ def read_agl_counted(path: Path, unit: str) -> tuple[NDArray[np.uint16], int]:
     path = Path(path)
     valid_choice("unit", unit, list(UNITS))
     with _readable(path) as raster:
-        if raster.count != 1:
-            raise UserError(f"{path} has {raster.count} bands, expected the one of an AGL")
-        if raster.dtypes[0] != AGL_DTYPE[unit]:
-            fitting = [name for name, dtype in AGL_DTYPE.items() if dtype == raster.dtypes[0]]
-            remedy = f"give --unit {fitting[0]}" if fitting else "convert it, and give --unit cm or --unit m"
-            raise UserError(
-                f"{path} holds {raster.dtypes[0]}, but with unit {unit!r} an AGL is {AGL_DTYPE[unit]}: {remedy}"
-            )
+        _check_agl(path, raster, unit)
         heights, nodata = raster.read(1), raster.nodata
     if unit == "cm":
         if nodata is not None and nodata != UNKNOWN:
             heights[heights == nodata] = UNKNOWN
         return heights, 0
     return _centimetres(path, heights, nodata)
+
+
+def agl_size(path: Path, unit: str) -> tuple[int, int]:
+    """(H, W) of heights, without reading them; raises what `read_agl` does, as far as a file's header shows it."""
+    path = Path(path)
+    valid_choice("unit", unit, list(UNITS))
+    with _readable(path) as raster:
+        _check_agl(path, raster, unit)
+        return raster.height, raster.width
+
+
+def _check_agl(path: Path, raster: Any, unit: str) -> None:
+    if raster.count != 1:
+        raise UserError(f"{path} has {raster.count} bands, expected the one of an AGL")
+    if raster.dtypes[0] != AGL_DTYPE[unit]:
+        fitting = [name for name, dtype in AGL_DTYPE.items() if dtype == raster.dtypes[0]]
+        remedy = f"give --unit {fitting[0]}" if fitting else "convert it, and give --unit cm or --unit m"
+        raise UserError(
+            f"{path} holds {raster.dtypes[0]}, but with unit {unit!r} an AGL is {AGL_DTYPE[unit]}: {remedy}"
+        )
 
 
 def _centimetres(path: Path, metres: NDArray[np.float32], nodata: float | None) -> tuple[NDArray[np.uint16], int]:

@@ -1,9 +1,10 @@
 """The verb `predict`: a run's weights, a split's images, a folder of predictions."""
 
+import hashlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from agl_core.config import PredictConfig, TrainConfig
 from agl_core.data.catalog import TileRecord, read_catalog
 from agl_core.data.tiles import UNITS, read_rgb
+from agl_core.durable.exits import InterruptedRunError
+from agl_core.durable.guard import Guard
 from agl_core.errors import UserError, valid_choice
 from agl_core.files import writable_folder
 from agl_core.inference.predictor import NotFiniteError, Prediction, Predictor, city_index
@@ -38,8 +41,11 @@ class Weights:
     name: str
 
 
-def predict(config: PredictConfig) -> None:
-    """Write `<id>_AGL.tif` and `<id>_VFLOW.json` to `config.out` for every image of a split.
+def predict(config: PredictConfig, guard: Guard | None = None) -> int:
+    """Write `<id>_AGL.tif` and `<id>_VFLOW.json` to `config.out` for every image of a split; returns their number.
+
+    What the folder holds already of the same weights, settings and images is kept, so that an interrupted call is
+    continued by giving it again. `guard` is asked before every image whether to leave.
 
     Everything that can be wrong is checked before the first image is predicted, except the inside of the images.
     Where something fails later, every image is either complete or without its VFLOW file, also if the folder held
@@ -48,6 +54,7 @@ def predict(config: PredictConfig) -> None:
     Raises:
         UserError: no such run, weights or data, a city that the model does not know, an image that cannot be read, a
             folder that cannot be written to, or weights that answer with NaN.
+        InterruptedRunError: `guard` asked to leave; every image is whole or not there.
     """
     valid_choice("unit", config.unit, list(UNITS))
     valid_choice("split", config.split, ["test", "train"])
@@ -64,10 +71,22 @@ def predict(config: PredictConfig) -> None:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     predictor = Predictor(model, max_agl(metadata), config.window, config.overlap, precision, device)
     writer = PredictionWriter(writable_folder(Path(config.out), "--out"), config.unit)
-    writer.clear(record.id for record in records)
+    settings = {
+        "weights": _digest(weights.path),
+        "unit": config.unit,
+        "window": config.window,
+        "overlap": config.overlap if config.window else 0,
+        "precision": predictor.precision.name,
+    }
+    kept = writer.keep(weights.name, settings, {record.id: _source(record) for record in records})
     with _cpu_threads(config.threads):
-        _predict_all(records, predictor, writer)
-    print(f"{len(records)} images of {config.data} ({config.split}) predicted with {weights.name} -> {config.out}")
+        _predict_all([record for record in records if record.id not in kept], len(kept), predictor, writer, guard)
+    earlier = f", {len(kept)} of them before" if kept else ""
+    print(
+        f"{len(records)} images of {config.data} ({config.split}) predicted with {weights.name}{earlier} "
+        f"-> {config.out}"
+    )
+    return len(records)
 
 
 def find_weights(runs: Path, run: str, weights: str) -> Weights:
@@ -119,15 +138,35 @@ def _stages(path: Path) -> list[str]:
     return [str(stage) for stage in stages]
 
 
-def _predict_all(records: Sequence[TileRecord], predictor: Predictor, writer: PredictionWriter) -> None:
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _source(record: TileRecord) -> list[Any]:
+    """What the prediction of an image depends on, beside the weights and the settings."""
+    try:
+        state = record.rgb.stat()
+    except FileNotFoundError:  # gone since the catalogue was read: reading it will say so
+        return []
+    return [record.rgb.name, state.st_size, state.st_mtime_ns, record.city, record.gsd]
+
+
+def _predict_all(
+    records: Sequence[TileRecord], done: int, predictor: Predictor, writer: PredictionWriter, guard: Guard | None
+) -> None:
+    """Predict `records`; `done` more are there already."""
     # Decoding JPEG 2000 takes longer than a forward pass on a GPU; on CPU the cores belong to the network.
     readers = 4 if predictor.device.type == "cuda" else 1
     with (
-        Progress("predict", total=len(records), unit="images") as progress,
+        Progress("predict", total=done + len(records), unit="images", start=done) as progress,
         ThreadPoolExecutor(1) as writing,
+        closing(_read_ahead(records, readers)) as images,
     ):
         written: deque[Future[None]] = deque()
-        for record, rgb in _read_ahead(records, readers):
+        for record, rgb in images:
+            if guard is not None and guard.requested:
+                break
             written.append(writing.submit(writer.write, record.id, _predict_one(predictor, record, rgb)))
             if len(written) > _READ_AHEAD:
                 written.popleft().result()
@@ -135,6 +174,9 @@ def _predict_all(records: Sequence[TileRecord], predictor: Predictor, writer: Pr
         for future in written:
             future.result()
             progress.advance()
+    if guard is not None and guard.requested and progress.done < progress.total:
+        told = f"{progress.done} of {progress.total} images are predicted"
+        raise InterruptedRunError(guard.signal or "a signal", None, told)
 
 
 def _predict_one(predictor: Predictor, record: TileRecord, rgb: NDArray[np.uint8]) -> Prediction:
@@ -144,9 +186,10 @@ def _predict_one(predictor: Predictor, record: TileRecord, rgb: NDArray[np.uint8
         raise UserError(f"image {record.id}: {error}") from None
 
 
-def _read_ahead(records: Sequence[TileRecord], threads: int) -> Iterator[tuple[TileRecord, NDArray[np.uint8]]]:
+def _read_ahead(records: Sequence[TileRecord], threads: int) -> Generator[tuple[TileRecord, NDArray[np.uint8]]]:
     """The images in order, each decoded while those before it are in use; a bounded number is in memory."""
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         waiting = iter(records)
         ahead = deque((record, pool.submit(read_rgb, record.rgb)) for record in islice(waiting, threads * _READ_AHEAD))
         while ahead:
@@ -154,6 +197,8 @@ def _read_ahead(records: Sequence[TileRecord], threads: int) -> Iterator[tuple[T
             rgb = future.result()
             ahead.extend((following, pool.submit(read_rgb, following.rgb)) for following in islice(waiting, 1))
             yield record, rgb
+    finally:  # who leaves early does not wait for images that nobody has begun to read
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from agl_core.data.tiles import (
     RGB_SUFFIXES,
     UNITS,
     UNKNOWN,
+    agl_size,
     read_agl,
     read_agl_counted,
     read_rgb,
@@ -257,3 +258,14 @@ def test_impossible_vflow_files_are_named(tmp_path: Path, text: str, sentence: s
 def test_a_missing_vflow_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"JAX_abc_VFLOW\.json does not exist"):
         read_vflow(tmp_path / "JAX_abc_VFLOW.json", "cm")
+
+
+@pytest.mark.parametrize("unit", ["cm", "m"])
+def test_the_size_of_an_agl_is_known_without_reading_it(tmp_path, unit):
+    write_agl(tmp_path / "a.tif", np.zeros((5, 7), np.uint16), unit)
+    assert agl_size(tmp_path / "a.tif", unit) == (5, 7)
+    other = {"cm": "m", "m": "cm"}[unit]
+    with pytest.raises(UserError, match=f"give --unit {unit}"):
+        agl_size(tmp_path / "a.tif", other)
+    with pytest.raises(UserError, match="does not exist"):
+        agl_size(tmp_path / "b.tif", unit)

@@ -1,5 +1,8 @@
 """The verb `predict`: a run's weights and a split's images become files that `evaluate` accepts."""
 
+import json
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,8 @@ import torch
 
 from agl_core.config import EvaluateConfig, PredictConfig
 from agl_core.data.tiles import read_agl, read_rgb, read_vflow, write_agl, write_rgb, write_vflow
+from agl_core.durable.exits import InterruptedRunError
+from agl_core.durable.guard import Guard
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
 from agl_core.inference import predict as predict_module
@@ -68,7 +73,7 @@ def load(monkeypatch):
 
 
 def written(config):
-    return sorted(path.name for path in Path(config.out).iterdir())
+    return sorted(path.name for path in Path(config.out).iterdir() if path.name != "about.json")
 
 
 def test_every_image_of_the_split_becomes_two_files(config, load, capsys):
@@ -81,6 +86,7 @@ def test_every_image_of_the_split_becomes_two_files(config, load, capsys):
         np.testing.assert_array_equal(read_agl(out / f"{image}_AGL.tif", "cm"), np.rint(rgb.mean(2) * 10))
         assert read_vflow(out / f"{image}_VFLOW.json", "cm").scale == pytest.approx(0.5)
     assert [path.parent.name for path in asked] == ["pretrain"]
+    assert json.loads((out / "about.json").read_text())["by"].startswith("first, pretrain/best")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("3 images")
     assert "first, pretrain/best (finetune has none yet)" in last
@@ -277,3 +283,130 @@ def test_a_damaged_configuration_of_a_run_is_named(tmp_path, content):
     (tmp_path / "first" / "config.yaml").write_text(content)
     with pytest.raises(UserError, match=r"config.yaml"):
         find_weights(tmp_path, "first", "best")
+
+
+class WarnedNet(PointwiseNet):
+    """A signal comes while the `at`-th image is being predicted."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.guard = at, Guard.off()
+
+    def forward(self, image, city, gsd):
+        answer = super().forward(image, city, gsd)
+        if len(self.seen) == self.at:
+            self.guard._received.append((signal.SIGTERM, 0.0))
+        return answer
+
+
+def interrupted(config, load, at=1):
+    """Predict until a signal comes during the `at`-th image."""
+    model = WarnedNet(at)
+    load(model)
+    with pytest.raises(InterruptedRunError) as left:
+        predict(config, model.guard)
+    return left.value
+
+
+def content(config):
+    return {name: (Path(config.out) / name).read_bytes() for name in written(config)}
+
+
+def test_a_signal_ends_it_between_two_images_and_says_how_many_are_done(config, load):
+    left = interrupted(config, load, at=2)
+    assert left.signal == "TERM"
+    assert str(left) == "interrupted by TERM; 2 of 3 images are predicted"
+    assert len(written(config)) == 4  # in pairs: each image is whole
+
+
+def test_an_interrupted_prediction_continues_and_ends_as_an_undisturbed_one(config, load, capsys):
+    interrupted(config, load)
+    first = content(config)
+    model = PointwiseNet()
+    load(model)
+    assert predict(config) == 3
+    assert len(model.seen) == 2
+    assert "3 images" in capsys.readouterr().out
+    assert first.items() < content(config).items()
+    whole = replace(config, out=f"{config.out}2")
+    load(PointwiseNet())
+    predict(whole)
+    assert content(config) == content(whole)
+
+
+def test_a_signal_during_the_last_image_comes_too_late(config, load):
+    model = WarnedNet(3)
+    load(model)
+    assert predict(config, model.guard) == 3
+
+
+def other_weights(config):
+    path = Path(config.runs) / "first" / "weights" / "pretrain" / "best.safetensors"
+    path.write_text("trained on")
+    return config
+
+
+def other_gsd(config):
+    path = Path(config.data) / "metadata.csv"
+    path.write_text(path.read_text().replace("0.5", "0.4"))
+    return config
+
+
+OTHERS = {
+    "weights": other_weights,
+    "unit": lambda config: replace(config, unit="m"),
+    "window": lambda config: replace(config, window=64, overlap=32),
+    "precision": lambda config: replace(config, precision="bfloat16"),
+    "gsd": other_gsd,
+    "about.json is gone": lambda config: (Path(config.out) / "about.json").unlink() or config,
+    "about.json is torn": lambda config: (Path(config.out) / "about.json").write_text("{") and config,
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_predictions_made_in_another_way_are_all_made_again(config, load, change):
+    interrupted(config, load)
+    model = PointwiseNet()
+    load(model)
+    predict(OTHERS[change](config))
+    assert {round(gsd[0], 3) for *_, gsd in model.seen} == {0.4 if change == "gsd" else 0.5}
+    assert len(model.seen) == (6 if change == "window" else 3)
+
+
+def test_only_an_image_that_has_changed_is_predicted_again(config, load):
+    load(PointwiseNet())
+    predict(config)
+    before = content(config)
+    path = Path(config.data) / "test" / "A_c_RGB.tif"
+    write_rgb(path, 255 - read_rgb(path))
+    model = PointwiseNet()
+    load(model)
+    predict(config)
+    assert len(model.seen) == 1
+    assert {name for name, data in content(config).items() if before[name] != data} == {"A_c_AGL.tif"}
+
+
+def test_a_prediction_of_which_half_is_gone_is_made_again(config, load):
+    load(PointwiseNet())
+    predict(config)
+    (Path(config.out) / "A_a_AGL.tif").unlink()
+    (Path(config.out) / "B_b_VFLOW.json").unlink()
+    model = PointwiseNet()
+    load(model)
+    predict(config)
+    assert len(model.seen) == 2
+    assert len(written(config)) == 6
+
+
+def test_predictions_of_images_that_are_not_asked_for_now_stay_and_are_still_known(config, load):
+    load(PointwiseNet())
+    predict(config)
+    table = Path(config.data) / "geopose_test.csv"
+    whole = table.read_text()
+    table.write_text("\n".join(whole.splitlines()[:2]) + "\n")
+    model = PointwiseNet()
+    load(model)
+    assert predict(config) == 1
+    table.write_text(whole)
+    assert predict(config) == 3
+    assert model.seen == []
