@@ -5,6 +5,7 @@ import errno
 import os
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from agl_core.durable.exits import INTERRUPTED
@@ -21,35 +22,36 @@ MENDABLE = {
 }
 
 
+# Verb: the function that does it, imported only when it is needed, so that `--help` is quick.
+DOES = {
+    "world": "agl_core.world.dataset.render_world",
+    "prepare": "agl_core.data.ingest.prepare",
+    "predict": "agl_core.inference.predict.predict",
+    "ensemble": "agl_core.inference.ensemble.ensemble",
+    "evaluate": "agl_core.scoring.evaluate.evaluate",
+    "report": "jobs.reports.report",
+    "status": "jobs.status.status",
+    "logs": "jobs.logs.logs",
+    "cancel": "jobs.control.cancel",
+    "drill": "jobs.drill.drill",
+}
+
+
 def carry_out(request: Request) -> None:
-    """Do what was asked for; the parts are imported only when they are needed, so that `--help` is quick."""
-    config = request.config
+    """Do what was asked for."""
     if request.help is not None:
         print(request.help)
-    elif request.verb == "world":
-        from agl_core.world.dataset import render_world
+    elif request.verb == "resume":
+        from jobs.control import resume
 
-        render_world(config)
-    elif request.verb == "prepare":
-        from agl_core.data.ingest import prepare
-
-        prepare(config)
-    elif request.verb == "predict":
-        from agl_core.inference.predict import predict
-
-        predict(config)
-    elif request.verb == "evaluate":
-        from agl_core.scoring.evaluate import evaluate
-
-        evaluate(config)
-    elif request.verb == "drill":
-        from jobs.drill import drill
-
-        drill(config)
+        resume(request.config, request.cluster_keys)
+    elif request.verb:
+        module, _, function = DOES[request.verb].rpartition(".")
+        getattr(import_module(module), function)(request.config)
     else:
         from jobs.train import train
 
-        train(config, request.cluster)
+        train(request.config, request.cluster)
 
 
 def main(argv: list[str]) -> int:

@@ -6,23 +6,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from agl_core.config import PredictConfig, TrainConfig
+from agl_core.config import PredictConfig, ResumeConfig, TrainConfig
 from agl_core.errors import UserError
 from agl_core.validate import validate
 from jobs import keys
 from jobs.cluster import ClusterConfig, load_cluster
-from jobs.help import help_text, option_name
-from jobs.settings import Assignments, apply_assignments, train_config
+from jobs.help import help_text, metavar, option_name, positional_key
+from jobs.many import read_several, runs_of
+from jobs.settings import Assignments, apply_assignments
 from jobs.verbs import TRAIN, VERBS, Verb
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a verb with its configuration, or its help text."""
+    """What the user asked for: a verb with its configuration, or its help text. cluster_keys: what `resume` sets over
+    the cluster configuration of the run."""
 
     verb: str
     config: Any = None
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster_keys: Assignments = field(default_factory=dict)
     help: str | None = None
 
 
@@ -39,25 +42,36 @@ def parse(argv: list[str]) -> Request:
     assignments = _assignments(verb, words)
     if verb is TRAIN:
         return _train(assignments)
+    cluster_keys = _cluster_keys(assignments) if verb.config is ResumeConfig else {}
     config = apply_assignments(verb.config(), assignments, verb.name)
     _check_required(verb, config)
     validate(config)
-    return Request(verb.name, config)
+    return Request(verb.name, config, cluster_keys=cluster_keys)
+
+
+def _cluster_keys(assignments: Assignments) -> Assignments:
+    """Take the keys of the cluster configuration out of `assignments` and return them, without their prefix."""
+    names = [name for name in assignments if name.startswith("cluster.")]
+    return {name.removeprefix("cluster."): assignments.pop(name) for name in names}
 
 
 def _train(assignments: Assignments) -> Request:
-    cluster_keys = {name: text for name, text in assignments.items() if name.startswith("cluster.")}
-    config = train_config({name: text for name, text in assignments.items() if name not in cluster_keys})
-    validate(config)
-    cluster = load_cluster(config.cluster, {name.removeprefix("cluster."): text for name, text in cluster_keys.items()})
-    _check_processes(config, cluster)
-    return Request("", config, cluster)
+    overrides = _cluster_keys(assignments)
+    asked = read_several(assignments)
+    configs = runs_of(asked)
+    for config in configs:
+        validate(config)
+    cluster = load_cluster(configs[0].cluster, overrides)
+    for config in configs:
+        check_processes(config, cluster)
+    return Request("", asked, cluster)
 
 
 def _assignments(verb: Verb, words: list[str]) -> Assignments:
     parser = _Parser(verb)
     given, rest = parser.parse_known_intermixed_args(words)
     found: Assignments = {}
+    positional, words_alone = positional_key(verb), []
 
     def add(name: str, text: str, spelling: str) -> None:
         if name in found:
@@ -71,9 +85,16 @@ def _assignments(verb: Verb, words: list[str]) -> Assignments:
         if word.startswith("-"):
             raise UserError(keys.unknown("option", word.split("=")[0], parser.names(), verb.name))
         name, equals, text = word.partition("=")
-        if not equals:
+        if equals:
+            add(name, text, word)
+        elif positional is None:
             raise UserError(_stray(verb, word))
-        add(name, text, word)
+        else:
+            words_alone.append(word)
+    if positional is not None and words_alone:
+        if positional.field.metadata["positional"] == "one" and len(words_alone) > 1:
+            raise UserError(f"{verb.name} takes one {positional.name}, not {len(words_alone)}: {' '.join(words_alone)}")
+        add(positional.name, ",".join(words_alone), " ".join(words_alone))
     return found
 
 
@@ -91,10 +112,12 @@ def _check_required(verb: Verb, config: Any) -> None:
         if key.name == "run" and isinstance(config, PredictConfig) and Path(config.weights).suffix == ".safetensors":
             continue  # a weights file says everything
         if key.field.metadata["required"] and getattr(config, key.name) == "":
-            raise UserError(f"{verb.name} needs {option_name(key)} ({key.help}), for example: {verb.example}")
+            what = metavar(key) if key.field.metadata["positional"] else option_name(key)
+            raise UserError(f"{verb.name} needs {what} ({key.help}), for example: {verb.example}")
 
 
-def _check_processes(config: TrainConfig, cluster: ClusterConfig) -> None:
+def check_processes(config: TrainConfig, cluster: ClusterConfig) -> None:
+    """Raise a `UserError` if a stage's step has fewer micro-batches than the cluster has processes."""
     for name, stage in config.stages.items():
         count = stage.batch // stage.micro_batch
         if cluster.world_size > count:

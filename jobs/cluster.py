@@ -37,10 +37,18 @@ OWN_OPTIONS = {
             "output",
             "error",
             "job-name",
+            "chdir",
+            "kill-on-bad-exit",
+            "export",
         ),
         "",
     ),
 }
+
+SLURM_ONLY = (
+    *("memory_gb", "time_hours", "partition", "account", "qos", "constraint", "cpu_partition", "sbatch", "setup"),
+    *("wrapper", "python", "network_interface"),
+)
 
 
 @dataclass
@@ -66,8 +74,15 @@ class ClusterConfig:
     sbatch: dict[str, Any] = option(
         dict, "further options of sbatch by name without dashes; true for a bare flag (slurm)"
     )
+    cpu_partition: str = option("", "partition for jobs without GPU; empty: the same as the others' (slurm)")
     environment: dict[str, str] = option(dict, "environment variables of the job")
     setup: list[str] = option(list, "lines of the sbatch script before the command, such as 'module load cuda' (slurm)")
+    wrapper: list[str] = option(
+        list, "words before the ranks' python, such as [apptainer, exec, --nv, image.sif] (slurm)"
+    )
+    python: str = option("", "python of the ranks, for instance inside the image; empty: the submitting one (slurm)")
+    network_interface: str = option("", "interface for NCCL and gloo between nodes, such as ib0; empty: theirs (slurm)")
+    post_mortem: bool = option(True, "open the debugger where training crashes, on a terminal (debug)")
     workers: int = option(0, "data loading processes per rank, where --workers is not given; 0: in the rank itself")
     threads: int | None = option(None, "CPU threads per rank, where --threads is not given; null: cores / processes")
 
@@ -124,7 +139,7 @@ def check(config: ClusterConfig) -> None:
     if config.nodes != 1:
         raise UserError(f"nodes is {config.nodes}, but executor {config.executor} runs on this machine: use 1")
     default = ClusterConfig()
-    for name in ("memory_gb", "time_hours", "partition", "account", "qos", "constraint", "sbatch", "setup"):
+    for name in SLURM_ONLY:
         if getattr(config, name) != getattr(default, name):
             raise UserError(f"{name} is for executor slurm only: remove it, since executor is {config.executor}")
     if config.gpus_per_node and config.processes > config.gpus_per_node:
@@ -142,6 +157,13 @@ def _check_slurm(config: ClusterConfig) -> None:
         raise UserError(
             f"signal_seconds is {config.signal_seconds}: must be greater than 0 and less than the time limit, "
             f"{config.time_hours * 3600:g} seconds"
+        )
+    if not all(word.strip() for word in config.wrapper):
+        raise UserError(f"wrapper is {config.wrapper}: no word of it may be empty")
+    if not re.fullmatch(r"[A-Za-z0-9._:,-]*", config.network_interface):
+        raise UserError(
+            f"network_interface is {config.network_interface!r}: give the name of an interface, such as ib0, or "
+            "several with commas"
         )
     for name, value in config.sbatch.items():
         key = OWN_OPTIONS.get(name.replace("_", "-"))

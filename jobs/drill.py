@@ -161,7 +161,7 @@ def command(name: str, folder: Path, recipe: Path, store: Path, config: DrillCon
         *([f"cluster.processes={config.processes}"] if several else []),
         "cluster.gpus_per_node=0",
         *("--recipe", str(recipe), "--store", str(store), "--workers", str(config.workers)),
-        *("--runs", str(folder / "runs"), "--run", name),
+        *("--runs", str(folder / "runs"), "--run", name, "--until", "train"),
     ]
 
 

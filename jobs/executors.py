@@ -1,53 +1,99 @@
-"""Where a chain of jobs runs: in this process, in several on this machine, or on a Slurm cluster."""
+"""Where jobs run: in this process, in several on this machine, or on a Slurm cluster."""
 
 import os
 import shutil
-import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
+from agl_core.files import write_text
+from jobs.attempt import CRASHED, ENDED_WELL, LEFT, OVERTAKEN, REFUSED, RankEnd, end_of
 from jobs.cluster import ClusterConfig
+from jobs.debug import post_mortem
 from jobs.failure import JobError, JobInterruptedError
+from jobs.history import History
 from jobs.local import check_gpus, fresh_folder, run_ranks, visible_gpus
-from jobs.lock import remember
-from jobs.pipeline import JobSpec
-from jobs.runs import Run
-from jobs.sbatch import parameters, prepare_cpus, sbatch_text
-from jobs.stages import Place, PrepareJob, StageJob, train_here
-
-UNLIMITED_TIMEOUTS = 1_000_000  # submitit would not requeue a job that was warned of its time limit more often
+from jobs.pipeline import PREDICT, STAGE, JobSpec
+from jobs.progress import kept, reached
+from jobs.sbatch import sbatch_text
+from jobs.settings import to_yaml
+from jobs.snapshot import snapshot_path
+from jobs.stages import Place, StageJob
+from jobs.submission import submit
+from jobs.why import DONE, GIVE_UP, LEAVE
+from jobs.work import carry_out
 
 CACHES = ("HF_HOME", "HF_HUB_CACHE")
 
 
-def execute(chain: list[JobSpec], run: Run, cluster: ClusterConfig) -> None:
-    """Run the jobs one after the other, or submit them; returns at their end, or when all are submitted.
+def execute(jobs: Sequence[JobSpec], cluster: ClusterConfig) -> None:
+    """Do the jobs one after the other, or submit them; returns at their end, or when all are submitted.
 
     Raises:
-        JobInterruptedError: this process was asked to leave before the end; the run is saved.
+        JobInterruptedError: this process was asked to leave before the end; what is done is kept.
+        JobError: a job failed; those after it were not begun.
     """
+    for run in dict.fromkeys(job.run for job in jobs):
+        write_text(run.cluster_file, to_yaml(cluster))
     if cluster.executor == "slurm":
-        submit_chain(chain, run, cluster)
-    else:
-        for job in chain:
-            asked = _train_locally(job, run) if cluster.executor == "debug" else _run_ranks(job, run, cluster)
-            if asked and job is not chain[-1]:
-                raise JobInterruptedError(f"interrupted at the end of {job.name}")
+        submit(jobs, cluster)
+        return
+    for job in jobs:
+        with _told(job):
+            asked = _run_ranks(job, cluster) if _has_ranks(job, cluster) else _do_here(job, cluster)
+        if asked and job is not jobs[-1]:
+            raise JobInterruptedError(f"interrupted at the end of {job.key}")
 
 
-def _run_ranks(job: JobSpec, run: Run, cluster: ClusterConfig) -> bool:
-    grace = run.config().checkpoint.grace
-    return run_ranks(StageJob(run.path, job.name), fresh_folder(run.jobs, job.name), cluster, grace)
+def _has_ranks(job: JobSpec, cluster: ClusterConfig) -> bool:
+    return job.kind == STAGE and cluster.executor == "local"
 
 
-def _train_locally(job: JobSpec, run: Run) -> bool:
+def _run_ranks(job: JobSpec, cluster: ClusterConfig) -> bool:
+    grace = job.run.config().checkpoint.grace
+    return run_ranks(StageJob(job.run.path, job.name), fresh_folder(job.run.jobs, job.name), cluster, grace)
+
+
+def _do_here(job: JobSpec, cluster: ClusterConfig) -> bool:
     try:
-        return train_here(run.path, job.name, Place(0, 1, 0, None), keyboard=True)
+        with post_mortem(cluster.executor == "debug" and cluster.post_mortem):
+            return carry_out(job.run.path, job.name, job.kind, Place(0, 1, 0, None), keyboard=True)
     except InterruptedRunError as error:
         raise JobInterruptedError(str(error), by_keyboard=error.signal == "INT") from None
+
+
+@contextmanager
+def _told(job: JobSpec) -> Iterator[None]:
+    """Write the beginning and the end of a job on this machine into the history of its run."""
+    history, id = History(job.run.history), f"pid {os.getpid()}"
+    history.begin(job.name, id, step=kept(job.run, job.name, job.kind))
+
+    def end(how: str, deed: str, error: BaseException | None = None) -> None:
+        told = RankEnd(0) if error is None else end_of(error)
+        text = told.text if error is None else str(error) or told.text
+        # A rank's crash is told in its own log; that of this process only here.
+        traceback = told.traceback if how == CRASHED and not isinstance(error, JobError) else ""
+        history.end(
+            job.name, id, step=reached(job.run, job.name, job.kind), end=how, deed=deed, text=text, traceback=traceback
+        )
+
+    try:
+        yield
+    except (JobInterruptedError, KeyboardInterrupt) as error:
+        end(LEFT, LEAVE, error)
+        raise
+    except UserError as error:
+        end(REFUSED, GIVE_UP, error)
+        raise
     except LeaseLostError as error:
+        end(OVERTAKEN, LEAVE, error)
         raise JobError(str(error)) from None
+    except BaseException as error:
+        end(CRASHED, GIVE_UP, error)
+        raise
+    end(ENDED_WELL, DONE)
 
 
 def check_place(cluster: ClusterConfig) -> None:
@@ -63,7 +109,7 @@ def check_place(cluster: ClusterConfig) -> None:
 
 def enter(cluster: ClusterConfig) -> None:
     """Give this process what it needs of the environment of the jobs; torch and others read it when imported."""
-    if cluster.executor == "debug":
+    if cluster.executor in ("debug", "local"):  # what has no ranks of its own is done in this process
         os.environ.update(cluster.environment)
         if (visible := visible_gpus(cluster, dict(os.environ))) is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = visible
@@ -71,57 +117,34 @@ def enter(cluster: ClusterConfig) -> None:
         os.environ.update({name: cluster.environment[name] for name in CACHES if name in cluster.environment})
 
 
-def submit_chain(chain: list[JobSpec], run: Run, cluster: ClusterConfig) -> list[str]:
-    """Submit the jobs to Slurm, each to start when the one before it has succeeded; returns their job ids.
-
-    Raises:
-        UserError: sbatch refused a job; then none of them stays submitted.
-    """
-    from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    submitted: dict[str, str] = {}
-    for job in chain:
-        dependency = submitted[job.depends_on] if job.depends_on is not None else None
-        executor = SlurmExecutor(run.jobs, max_num_timeout=UNLIMITED_TIMEOUTS)
-        executor.update_parameters(**parameters(cluster, job, run.name, dependency))
-        call = StageJob(run.path, job.name) if job.trains else PrepareJob(run.path, prepare_cpus(cluster))
-        try:
-            submitted[job.name] = executor.submit(call).job_id
-            remember(run, submitted)
-        except (FailedJobError, FailedSubmissionError) as error:
-            if submitted:
-                subprocess.run(["scancel", *submitted.values()], check=False)
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"sbatch refused the job {job.name!r} ({reason}): adapt the cluster configuration"
-            ) from None
-        after = f" after {submitted[job.depends_on]}" if job.depends_on is not None else ""
-        print(f"{job.name}: job {submitted[job.name]}{after}")
-    return list(submitted.values())
-
-
-def describe(chain: list[JobSpec], run: Run, cluster: ClusterConfig, threads: int, workers: int) -> str:
-    """What `execute` would do with this chain: for Slurm the scripts word by word, otherwise a line per job."""
+def describe(jobs: Sequence[JobSpec], cluster: ClusterConfig, threads: int, workers: int) -> str:
+    """What `execute` would do with these jobs: for Slurm the scripts word by word, otherwise a line per job."""
     if cluster.executor == "slurm":
-        parts = []
-        for job in chain:
-            before = f"after {job.depends_on} has succeeded" if job.depends_on else "at once"
-            # Slurm gives the ids when the jobs are submitted.
-            dependency = f"ID_OF_{job.depends_on.upper()}" if job.depends_on else None
-            parts.append(
-                f"# ---- {job.name}: submitted with sbatch, starts {before}\n"
-                + sbatch_text(cluster, job, run.name, run.jobs, dependency)
-            )
-        return "\n".join(parts)
-    where = "in this process" if cluster.executor == "debug" else f"in {_count(cluster.processes, 'process')} here"
+        return "\n".join(_script(job, cluster) for job in jobs)
+    return "\n".join(
+        f"{number}. {job.key}: {_where(job, cluster, threads, workers)}"
+        + (f"; after {', '.join(job.after)}" if job.after else "")
+        for number, job in enumerate(jobs, 1)
+    )
+
+
+def _where(job: JobSpec, cluster: ClusterConfig, threads: int, workers: int) -> str:
+    where = f"in {_count(cluster.processes, 'process')} here" if _has_ranks(job, cluster) else "in this process"
+    if job.kind not in (STAGE, PREDICT):
+        return where
     gpus = {None: "every visible GPU, or the CPU", 0: "the CPU"}.get(
         cluster.gpus_per_node, _count(cluster.gpus_per_node or 0, "GPU")
     )
-    return "\n".join(
-        f"{number}. {job.name}: {where}, on {gpus}; per process {_count(threads, 'thread')}, "
-        f"{_count(workers, 'data loading process')}" + (f"; after {job.depends_on}" if job.depends_on else "")
-        for number, job in enumerate(chain, 1)
+    loading = f", {_count(workers, 'data loading process')}" if job.kind == STAGE else ""
+    return f"{where}, on {gpus}; per process {_count(threads, 'thread')}{loading}"
+
+
+def _script(job: JobSpec, cluster: ClusterConfig) -> str:
+    before = f"after {', '.join(job.after)} succeeded" if job.after else "at once"
+    # Slurm gives the ids when the jobs are submitted.
+    ids = [f"ID_OF_{key.replace('/', '_').upper()}" for key in job.after]
+    return f"# ---- {job.key}: submitted with sbatch, starts {before}\n" + sbatch_text(
+        cluster, job, snapshot_path(job.run.code), ids
     )
 
 

@@ -5,7 +5,7 @@ import textwrap
 import typing
 from typing import Any
 
-from agl_core.config import RECIPES
+from agl_core.config import RECIPES, ResumeConfig
 from jobs import keys
 from jobs.cluster import CLUSTERS, ClusterConfig
 from jobs.verbs import TRAIN, VERBS, Verb
@@ -15,9 +15,7 @@ INDENT = 28
 
 def help_text(verb: Verb) -> str:
     """All that a user needs to know about a verb; for the verb-less command also the names of the verbs."""
-    required = " ".join(f"{option_name(key)} {metavar(key)}" for key in _required(verb))
-    usage = " ".join(part for part in ("python launch.py", verb.name, required, "[options] [key=value ...]") if part)
-    lines = [usage, "", *_wrap(verb.purpose), "", "example:", f"  {verb.example}", ""]
+    lines = [_usage(verb), "", *_wrap(verb.purpose), "", "example:", f"  {verb.example}", ""]
     if verb is TRAIN:
         lines += ["verbs (each has its own --help):"]
         lines += [line for other in VERBS.values() for line in _entry(other.name, other.summary)] + [""]
@@ -30,11 +28,27 @@ def help_text(verb: Verb) -> str:
     if grouped:
         lines += ["", "keys (key=value only):"]
         lines += _keys(grouped)
-    if verb is TRAIN:
+    if verb is TRAIN or verb.config is ResumeConfig:
         lines += ["", "keys of the cluster configuration, over those of its file:"]
         lines += _keys([*keys.walk(ClusterConfig)], "cluster.")
+    if verb is TRAIN:
         lines += ["", f"recipes: {_names(RECIPES)}", f"clusters: {_names(CLUSTERS)}"]
     return "\n".join(lines)
+
+
+def _usage(verb: Verb) -> str:
+    alone = positional_key(verb)
+    if alone is not None:
+        name = f"[{metavar(alone)} ...]" if alone.field.metadata["positional"] == "several" else metavar(alone)
+        further = "[cluster.key=value ...]" if verb.config is ResumeConfig else ""
+        return " ".join(part for part in ("python launch.py", verb.name, name, "[options]", further) if part)
+    required = " ".join(f"{option_name(key)} {metavar(key)}" for key in _required(verb))
+    return " ".join(part for part in ("python launch.py", verb.name, required, "[options] [key=value ...]") if part)
+
+
+def positional_key(verb: Verb) -> keys.Key | None:
+    """The key that words without a key are for, if the verb has one."""
+    return next((key for key in keys.scalars(verb.config) if key.field.metadata["positional"]), None)
 
 
 def option_name(key: keys.Key) -> str:

@@ -20,10 +20,11 @@ from submitit.local.local import LocalExecutor, LocalJob
 from agl_core.durable.exits import HUNG, PEER_LOST, TAKEN_OVER
 from agl_core.errors import UserError
 from agl_core.files import read_json
+from agl_core.reporting.startup import LAUNCHED
 from jobs.cluster import ClusterConfig
 from jobs.controller import END_FILE, GRACE, PARENT
 from jobs.failure import INTERRUPTIONS, MISTAKE, JobError, JobInterruptedError
-from jobs.sbatch import ROOT
+from jobs.snapshot import ROOT
 from jobs.stages import RENDEZVOUS
 
 FOR_EVER = 10 * 365 * 24 * 60  # minutes; submitit takes a signal that comes late in a job's time for a time-out
@@ -137,7 +138,7 @@ def environment(cluster: ClusterConfig, outside: dict[str, str], meeting: str) -
     submitit would hide every GPU unless told their number; here all that are visible outside stay visible, or the
     first `gpus_per_node` of them.
     """
-    inside = {**outside, **cluster.environment, RENDEZVOUS: meeting}
+    inside = {**outside, **cluster.environment, RENDEZVOUS: meeting, LAUNCHED: repr(time.time())}
     inside["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [inside.get("PYTHONPATH")])])
     visible = visible_gpus(cluster, outside)
     if visible is not None:

@@ -3,15 +3,13 @@
 import fcntl
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from agl_core.errors import UserError
 from agl_core.files import read_json, writable_folder, write_json
 from jobs.runs import Run
-
-PATIENCE = 60  # seconds for squeue to answer
+from jobs.scontrol import queue
 
 
 @contextmanager
@@ -43,7 +41,7 @@ def hold(run: Run) -> Iterator[None]:
             file.flush()
             yield
         finally:
-            if not run.exists():
+            if not (run.exists() or run.is_ensemble()):
                 run.lock.unlink(missing_ok=True)
                 with suppress(OSError):
                     run.path.rmdir()
@@ -58,16 +56,9 @@ def check_queue(run: Run) -> None:
     """Raise a `UserError` if jobs of the run wait or run under Slurm; where Slurm does not answer, nothing is known."""
     if not run.submitted.exists():
         return
-    ids = [str(number) for number in read_json(run.submitted).values()]
-    try:
-        done = subprocess.run(
-            ["squeue", "-h", "-j", ",".join(ids), "-o", "%i"],
-            capture_output=True, text=True, timeout=PATIENCE, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):  # no Slurm here, or it has forgotten the jobs
-        return
-    if waiting := done.stdout.split():
+    active = queue([str(number) for number in read_json(run.submitted).values()])
+    if active:
         raise UserError(
-            f"run {run.name} has jobs in the queue ({', '.join(waiting)}): wait until they end, or cancel them with "
-            f"scancel {' '.join(waiting)}"
+            f"run {run.name} has jobs in the queue ({', '.join(active)}): wait until they end, or cancel them with "
+            f"python launch.py cancel {run.name}"
         )

@@ -1,5 +1,7 @@
-"""From a configuration to a chain of jobs: prepare the store where there is none, then the stages in their order."""
+"""From configurations to jobs: prepare the store where there is none, train the stages in their order, predict,
+evaluate and report, and join the predictions of several runs."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,31 +10,109 @@ from agl_core.errors import UserError
 from jobs.cluster import ClusterConfig
 from jobs.runs import Run
 
-PREPARE = "prepare"
+PREPARE, STAGE, PREDICT, EVALUATE, REPORT, ENSEMBLE = KINDS = (
+    "prepare",
+    "stage",
+    "predict",
+    "evaluate",
+    "report",
+    "ensemble",
+)
+
+TRAIN_TABLE, TEST_TABLE, TRUTH = "geopose_train.csv", "geopose_test.csv", "test_truth"  # of a data set
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One job: building the store, or one stage of training, after the job `depends_on` has succeeded."""
+    """One job: what is done in which run's folder, after the jobs with the keys `after` have succeeded."""
 
+    run: Run
     name: str
-    depends_on: str | None = None
-    trains: bool = True
+    kind: str
+    after: tuple[str, ...] = ()
+    """Keys of jobs of the same submission; every one comes before this job in its list."""
+
+    @property
+    def key(self) -> str:
+        """The job's name among all of a submission."""
+        return f"{self.run.name}/{self.name}"
 
 
-def plan(config: TrainConfig, run: Run, store_missing: bool) -> list[JobSpec]:
-    """The jobs that are left to do for a run, in order, each after the one before it."""
-    names = [stage for stage in config.stages if not run.finished(stage)]
-    chain: list[JobSpec] = []
-    if names and store_missing:
-        chain.append(JobSpec(PREPARE, trains=False))
-    for name in names:
-        chain.append(JobSpec(name, chain[-1].name if chain else None))
-    return chain
+def plan_all(
+    configs: Sequence[TrainConfig],
+    runs: Sequence[Run],
+    missing: Collection[str] = (),
+    ensemble: Run | None = None,
+    renewed: bool = False,
+) -> list[JobSpec]:
+    """The jobs that are left to do for some runs and their ensemble; those that a job comes after are before it.
+
+    missing: the stores that must be prepared first, each once; ensemble: where the predictions of all runs are joined,
+    if there are any, None if they are not to be; renewed: it is made again though it is done, since its members are
+    others.
+
+    A job that is done is left out, unless one before it in its run is not: what follows a stage that must be trained
+    is done again. A job comes after those of this list only; what is done already needs no waiting for.
+    """
+    jobs: list[JobSpec] = []
+    prepared: dict[str, str] = {}
+    for config, run in zip(configs, runs, strict=True):
+        left = _left(config, run)
+        after: tuple[str, ...] = ()
+        if config.store in missing and any(kind == STAGE for _, kind in left):
+            if config.store not in prepared:
+                jobs.append(JobSpec(run, PREPARE, PREPARE))
+                prepared[config.store] = jobs[-1].key
+            after = (prepared[config.store],)
+        for name, kind in left:
+            jobs.append(JobSpec(run, name, kind, after))
+            after = (jobs[-1].key,)
+    if ensemble is not None and PREDICT in follow_ups(configs[0]):
+        predictions = tuple(job.key for job in jobs if job.kind == PREDICT)
+        jobs += _plan_ensemble(configs[0], ensemble, predictions, renewed)
+    return jobs
+
+
+def follow_ups(config: TrainConfig) -> list[str]:
+    """The jobs that a run has after its stages, as far as its data set has something for them."""
+    if config.until == "train":
+        return []
+    data, found = Path(config.data), []
+    if config.data and (data / TEST_TABLE).is_file():
+        found.append(PREDICT)
+        if (data / TRUTH).is_dir():
+            found.append(EVALUATE)
+    return [*found, REPORT]
+
+
+def forget(jobs: Sequence[JobSpec]) -> None:
+    """Remove the records of what is about to be done again, so that nobody takes an earlier result for its end."""
+    for job in jobs:
+        if job.kind not in (PREPARE, STAGE):
+            job.run.stage_record(job.name).unlink(missing_ok=True)
+
+
+def _left(config: TrainConfig, run: Run) -> list[tuple[str, str]]:
+    """Name and kind of what is left of a run but the preparation of its store."""
+    left = [(stage, STAGE) for stage in config.stages if not run.finished(stage)]
+    after = follow_ups(config)
+    begin = 0 if left else next((n for n, name in enumerate(after) if not run.finished(name)), len(after))
+    return [*left, *((name, name) for name in after[begin:])]
+
+
+def _plan_ensemble(config: TrainConfig, ensemble: Run, predictions: tuple[str, ...], renewed: bool) -> list[JobSpec]:
+    names = [ENSEMBLE, *(name for name in follow_ups(config) if name != PREDICT)]
+    undone = (number for number, name in enumerate(names) if not ensemble.finished(name))
+    begin = 0 if predictions or renewed else next(undone, len(names))
+    jobs: list[JobSpec] = []
+    for name in names[begin:]:
+        jobs.append(JobSpec(ensemble, name, name, (jobs[-1].key,) if jobs else predictions))
+    return jobs
 
 
 def settle(config: TrainConfig, cluster: ClusterConfig, run: Run) -> TrainConfig:
-    """The configuration with everything filled in that depends on the place: names, folders, workers and threads."""
+    """The configuration with everything filled in that depends on the place: names, workers, threads, and the full
+    paths of folders and files, since jobs run elsewhere."""
     data = str(Path(config.data).absolute()) if config.data else ""
     store = config.store or (str(Path(data) / "store") if data else "")
     return replace(
@@ -41,20 +121,22 @@ def settle(config: TrainConfig, cluster: ClusterConfig, run: Run) -> TrainConfig
         runs=str(run.path.parent),
         data=data,
         store=str(Path(store).absolute()) if store else "",
+        encoder_weights=_full_path(config.encoder_weights),
+        stages={name: replace(stage, start=_full_path(stage.start)) for name, stage in config.stages.items()},
         workers=cluster.workers if config.workers is None else config.workers,
         threads=cluster.default_threads() if config.threads is None else config.threads,
     )
 
 
-def store_missing(config: TrainConfig, cluster: ClusterConfig) -> bool:
-    """Whether there is no store yet where a settled configuration expects it.
+def _full_path(text: str) -> str:
+    """The full path of a file that exists; other words, such as imagenet, stay."""
+    return str(Path(text).absolute()) if Path(text).is_file() else text
 
-    For Slurm one that is not finished counts as missing too, since a job can finish it.
-    """
+
+def store_missing(config: TrainConfig) -> bool:
+    """Whether there is no finished store yet where a settled configuration expects it."""
     path = Path(config.store)
-    if not config.store or not path.exists():
-        return True
-    return cluster.executor == "slurm" and path.is_dir() and not _sealed(path)
+    return not config.store or not path.exists() or (path.is_dir() and not _sealed(path))
 
 
 def _sealed(path: Path) -> bool:
@@ -67,17 +149,20 @@ def _sealed(path: Path) -> bool:
     return meta is not None and meta["entries"] is not None
 
 
-def check_inputs(config: TrainConfig, cluster: ClusterConfig) -> None:
-    """Raise a `UserError` if what the run starts from is missing or does not go together; nothing is written."""
+def check_data(config: TrainConfig) -> None:
+    """Raise a `UserError` if there is no store and none can be prepared, or if images that are to be predicted at the
+    end are missing or of a city that is unknown then; nothing is written."""
     if not config.store:
         raise UserError("no data: give the folder of a data set with --data, or of a prepared store with --store")
-    if not store_missing(config, cluster):
+    cities = _cities_to_come(config) if store_missing(config) else _cities_of_store(config)
+    if PREDICT in follow_ups(config):
+        _check_test(config, cities)
+
+
+def check_inputs(config: TrainConfig, cluster: ClusterConfig) -> None:
+    """Raise a `UserError` if what the run starts from is missing or does not go together; nothing is written."""
+    if not store_missing(config):
         _check_store(config)
-    elif cluster.executor != "slurm" or not config.data:
-        where = config.data or "DATA"
-        raise UserError(f"no store at {config.store}: run `python launch.py prepare --data {where}` first")
-    elif not Path(config.data).is_dir():
-        raise UserError(f"{config.data} is not a folder: give the folder of a data set with --data")
     _check_precision(config, cluster)
     if config.encoder_weights not in ("imagenet", "none") and not Path(config.encoder_weights).is_file():
         raise UserError(
@@ -89,14 +174,50 @@ def check_inputs(config: TrainConfig, cluster: ClusterConfig) -> None:
             raise UserError(f"stages.{name}.start: {stage.start} does not exist; give an existing weights file")
 
 
-def fetch_encoder_weights(config: TrainConfig, chain: list[JobSpec]) -> None:
-    """Have the ImageNet weights in the cache if a job of `chain` starts from them: compute nodes have no network.
+def _cities_of_store(config: TrainConfig) -> list[str]:
+    from agl_core.data.store import Store
+
+    return list(Store(Path(config.store)).cities)
+
+
+def _cities_to_come(config: TrainConfig) -> list[str]:
+    """The cities that the store will have; raises a `UserError` if it cannot be prepared."""
+    from agl_core.data.catalog import cities, read_catalog
+
+    state = "is not finished" if Path(config.store).exists() else "does not exist"
+    table = Path(config.data) / TRAIN_TABLE
+    if not config.data or not table.is_file():
+        where = f"{table} does not exist" if config.data else "no data set is given"
+        raise UserError(
+            f"the store {config.store} {state}, and to prepare it there is nothing ({where}): give the folder of a "
+            "data set with --data, or a finished store with --store"
+        )
+    return cities(read_catalog(Path(config.data), "train"))
+
+
+def _check_test(config: TrainConfig, known: list[str]) -> None:
+    """Raise a `UserError` now if the images could not be predicted when all is trained."""
+    from agl_core.data.catalog import cities, read_catalog
+
+    try:
+        found = cities(read_catalog(Path(config.data), "test"))
+    except UserError as error:
+        raise UserError(f"{error} (or train without predicting: --until train)") from None
+    if unknown := [city for city in found if config.model.use_city and city not in known]:
+        raise UserError(
+            f"{Path(config.data) / TEST_TABLE} has images of {unknown[0]}, a city that is not in the train split "
+            f"({', '.join(known)}): remove them, or train with model.use_city=false, or with --until train"
+        )
+
+
+def fetch_encoder_weights(config: TrainConfig, run: Run, jobs: Sequence[JobSpec]) -> None:
+    """Have the ImageNet weights in the cache if a job of the run starts from them: compute nodes have no network.
 
     Raises:
         UserError: they are not in the cache and cannot be fetched, or there are none for this encoder.
     """
     if config.encoder_weights == "imagenet" and any(
-        config.stages[job.name].start == "encoder" for job in chain if job.trains
+        config.stages[job.name].start == "encoder" for job in jobs if job.kind == STAGE and job.run == run
     ):
         from agl_core.model.encoders import build_encoder
 

@@ -54,6 +54,41 @@ class Run:
         """The jobs that were submitted to Slurm last: their ids by name."""
         return self.jobs / "submitted.json"
 
+    @property
+    def history(self) -> Path:
+        """What happened to the jobs of the run; see `jobs.history`."""
+        return self.jobs / "history.jsonl"
+
+    @property
+    def cluster_file(self) -> Path:
+        """The cluster configuration of the last submission to Slurm, with all that the command line changed."""
+        return self.path / "cluster.yaml"
+
+    @property
+    def code(self) -> Path:
+        """The copies of the code that submitted jobs run."""
+        return self.path / "code"
+
+    @property
+    def predictions(self) -> Path:
+        """The predictions of the test images."""
+        return self.path / "predictions"
+
+    @property
+    def score_file(self) -> Path:
+        """The score of the predictions, where there is a truth."""
+        return self.path / "score.json"
+
+    @property
+    def report_file(self) -> Path:
+        """What became of it all, in one page."""
+        return self.path / "report.md"
+
+    @property
+    def ensemble_file(self) -> Path:
+        """What an ensemble consists of; its folder has this instead of a configuration."""
+        return self.path / "ensemble.yaml"
+
     def checkpoints(self, stage: str) -> Path:
         """The folder of the complete states of a stage."""
         return self.path / "checkpoints" / stage
@@ -63,7 +98,7 @@ class Run:
         return self.path / "weights" / stage / f"{which}.safetensors"
 
     def stage_record(self, stage: str) -> Path:
-        """What the trainer leaves at the end of a stage: steps, score, finished."""
+        """What is left at the end of a stage (by the trainer: steps, score, finished) and of other jobs."""
         return self.path / "stages" / f"{stage}.json"
 
     def foreign(self, path: Path) -> bool:
@@ -75,6 +110,10 @@ class Run:
         """Whether the run has been created."""
         return self.config_file.exists()
 
+    def is_ensemble(self) -> bool:
+        """Whether the folder is that of an ensemble of other runs."""
+        return self.ensemble_file.exists()
+
     def begun(self) -> bool:
         """Whether anything was trained in it: until then its configuration commits to nothing."""
         return any(path.exists() for path in (self.events, self.path / "checkpoints", self.path / "stages"))
@@ -84,7 +123,7 @@ class Run:
         return load_train_config(self.config_file)
 
     def finished(self, stage: str) -> bool:
-        """Whether a stage has come to its end."""
+        """Whether a stage, or another job, has come to its end."""
         record = self.stage_record(stage)
         return record.exists() and bool(read_json(record).get("finished", False))
 
@@ -103,9 +142,18 @@ def run_of(config: TrainConfig) -> Run:
 
 def default_name(config: TrainConfig) -> str:
     """`<recipe>-<encoder>-fold<fold>`, with what cannot be in a folder's name replaced by '-'."""
+    return member_name(recipe_name(config), config)
+
+
+def recipe_name(config: TrainConfig) -> str:
+    """The recipe's name, without the folder and the suffix of a file."""
     recipe = Path(config.recipe)
-    recipe_name = recipe.stem if recipe.suffix in (".yaml", ".yml") else recipe.name
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{recipe_name}-{config.encoder}-fold{config.fold}")
+    return recipe.stem if recipe.suffix in (".yaml", ".yml") else recipe.name
+
+
+def member_name(family: str, config: TrainConfig) -> str:
+    """`<family>-<encoder>-fold<fold>`, with what cannot be in a folder's name replaced by '-'."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{family}-{config.encoder}-fold{config.fold}")
     return name.lstrip(".-")
 
 
@@ -114,6 +162,8 @@ def check_same_run(run: Run, config: TrainConfig) -> None:
 
     Only keys that are part of a run's identity count: where and how fast it runs may change.
     """
+    if run.is_ensemble():
+        raise UserError(f"{run.path} is an ensemble of other runs: choose another --run")
     if not run.exists():
         if run.path.exists() and (not run.path.is_dir() or any(map(run.foreign, run.path.iterdir()))):
             raise UserError(f"{run.path} exists but is no run (it has no config.yaml): choose another --run")

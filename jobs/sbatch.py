@@ -1,83 +1,141 @@
-"""The sbatch script of a job: a pure function of the cluster configuration, so that it can be shown and tested."""
+"""The sbatch script of a job and the srun command inside it: pure functions of the cluster configuration, so that they
+can be shown and tested.
+
+The script runs one process, the conductor (`jobs.conductor`), in the place of the shell: signals reach it. It starts
+the ranks with srun as often as it takes.
+"""
 
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
 from jobs.cluster import ClusterConfig
-from jobs.pipeline import JobSpec
+from jobs.pipeline import PREDICT, PREPARE, STAGE, JobSpec
+from jobs.runs import Run
 
-ROOT = Path(__file__).parent.parent
 GPU_OPTIONS = ("gres", "gpus", "gpus-per-task", "gpus-per-socket")
 
 
-def parameters(cluster: ClusterConfig, job: JobSpec, run_name: str, dependency: str | None = None) -> dict[str, Any]:
-    """The parameters of submitit's Slurm executor for a job; `dependency` is the id of the job that must succeed first.
+def parameters(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence[str] = ()) -> dict[str, Any]:
+    """The parameters of submitit's Slurm executor for a job.
 
-    A job that prepares the store is one process with all the cores of a node's share and no GPU.
+    code: the snapshot that it runs; after: ids of the jobs that must succeed first. A stage has what the configuration
+    says; preparing the store takes the cores of a node's share and no GPU; the other jobs are one process's share,
+    predicting with one GPU.
     """
     assert cluster.time_hours is not None
     assert cluster.memory_gb is not None
-    assert cluster.cpus_per_process is not None
+    trains = job.kind == STAGE
+    gpus = gpus_per_node(cluster, job.kind)
     further = {name.replace("_", "-"): value for name, value in cluster.sbatch.items()}
-    cpus = cluster.cpus_per_process if job.trains else prepare_cpus(cluster)
+    own_gpus = any(name in further for name in GPU_OPTIONS)
+    if not gpus:
+        further = {name: value for name, value in further.items() if name not in GPU_OPTIONS}
+    whole = trains or job.kind == PREPARE
     chosen: dict[str, Any] = {
-        "job_name": f"{run_name}-{job.name}",
-        "nodes": cluster.nodes if job.trains else 1,
-        "ntasks_per_node": cluster.processes if job.trains else 1,
-        "cpus_per_task": cpus,
-        "mem": _memory(cluster.memory_gb),
+        "job_name": f"{job.run.name}-{job.name}",
+        "nodes": cluster.nodes if trains else 1,
+        "ntasks_per_node": cluster.processes if trains else 1,
+        "cpus_per_task": cpus_per_task(cluster, job.kind),
+        "mem": _memory(cluster.memory_gb if whole else cluster.memory_gb / cluster.processes),
         "time": math.ceil(cluster.time_hours * 60),
         "signal_delay_s": cluster.signal_seconds,
-        "partition": cluster.partition or None,
+        "partition": (cluster.partition if gpus else cluster.cpu_partition or cluster.partition) or None,
         "account": cluster.account or None,
         "qos": cluster.qos or None,
-        "constraint": cluster.constraint or None,
+        "constraint": (cluster.constraint if gpus or not cluster.cpu_partition else "") or None,
     }
     # Sites without --gpus-per-node name their GPUs in another option.
-    if job.trains and cluster.gpus_per_node and not any(name in further for name in GPU_OPTIONS):
-        chosen["gpus_per_node"] = cluster.gpus_per_node
+    if gpus and not own_gpus:
+        chosen["gpus_per_node"] = gpus
     # Slurm's default for both is the site's choice: a job that is preempted must come back, its log must not be cut.
-    additional: dict[str, Any] = {"requeue": True, "open-mode": "append"}
-    if dependency is not None:
-        chosen["dependency"] = f"afterok:{dependency}"
+    # Nothing is read from the working directory, which may be gone when the job comes back.
+    additional: dict[str, Any] = {"requeue": True, "open-mode": "append", "chdir": str(job.run.path)}
+    if after:
+        chosen["dependency"] = f"afterok:{':'.join(after)}"
         # Otherwise the dependents of a failed job stay in the queue for ever.
         additional["kill-on-invalid-dep"] = "yes"
     chosen["additional_parameters"] = additional | further
-    chosen["setup"] = setup_lines(cluster)
-    # A dead rank ends the others at once. From 22.05 on, srun does not take the cores of a task from sbatch.
-    chosen["srun_args"] = ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"]
+    chosen["setup"] = setup_lines(cluster, code)
+    chosen["use_srun"] = False
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def prepare_cpus(cluster: ClusterConfig) -> int:
-    """Cores of the job that prepares the store: as many as a training job has on a node."""
+def tasks(cluster: ClusterConfig, kind: str) -> int:
+    """Number of ranks of a job."""
+    return cluster.world_size if kind == STAGE else 1
+
+
+def cpus_per_task(cluster: ClusterConfig, kind: str) -> int:
+    """Cores of each rank of a job; building the store has those of all ranks on a node."""
     assert cluster.cpus_per_process is not None
-    return cluster.cpus_per_process * cluster.processes
+    return cluster.cpus_per_process * (cluster.processes if kind == PREPARE else 1)
 
 
-def setup_lines(cluster: ClusterConfig) -> list[str]:
+def gpus_per_node(cluster: ClusterConfig, kind: str) -> int:
+    """GPUs of a job on each of its nodes."""
+    gpus = cluster.gpus_per_node or 0
+    return gpus if kind == STAGE else min(gpus, 1) if kind == PREDICT else 0
+
+
+def setup_lines(cluster: ClusterConfig, code: Path) -> list[str]:
     """The lines of the script before the command: the site's own, then the environment of the job."""
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
-    exports.append(f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    environment = dict(cluster.environment)
+    if cluster.network_interface:
+        for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+            environment.setdefault(name, cluster.network_interface)
+    elif cluster.nodes == 1:  # gloo looks its own address up by the host's name, which may lead nowhere
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    exports.append(f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    exports.append("export PYTHONSAFEPATH=1")  # python would look into the working directory first
     return [*cluster.setup, *exports]
 
 
+def batch_python() -> str:
+    """How submitit is to call python: in the place of the shell, which would keep signals to itself."""
+    return f"exec {shlex.quote(sys.executable)}"
+
+
 def command(folder: Path) -> str:
-    """The command line that submitit's Slurm executor gives to srun."""
-    return f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    """The command line that submitit's Slurm executor writes into the script."""
+    return f"{batch_python()} -u -m submitit.core._submit {shlex.quote(str(folder))}"
 
 
-def sbatch_text(
-    cluster: ClusterConfig, job: JobSpec, run_name: str, folder: Path, dependency: str | None = None
-) -> str:
-    """The text of the script that is given to sbatch; logs go to `folder`."""
-    chosen = parameters(cluster, job, run_name, dependency)
-    return str(_make_sbatch_string(command=command(folder), folder=folder, **chosen))
+def srun_command(cluster: ClusterConfig, run: Run, name: str, kind: str, folder: Path) -> list[str]:
+    """The words that start the ranks of a job; their logs and ends go to `folder`."""
+    return [
+        "srun",
+        f"--nodes={cluster.nodes if kind == STAGE else 1}",
+        f"--ntasks={tasks(cluster, kind)}",
+        # From 22.05 on, srun does not take the cores of a task from sbatch.
+        f"--cpus-per-task={cpus_per_task(cluster, kind)}",
+        "--kill-on-bad-exit=1",  # a dead rank ends the others at once
+        "--export=ALL",
+        f"--chdir={run.path}",
+        f"--output={folder / 'rank%t.log'}",
+        "--open-mode=append",
+        *cluster.wrapper,
+        cluster.python or sys.executable,
+        "-u",
+        "-m",
+        "jobs.rank",
+        str(run.path),
+        name,
+        kind,
+        str(folder),
+    ]
+
+
+def sbatch_text(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence[str] = ()) -> str:
+    """The text of the script that is given to sbatch."""
+    chosen = parameters(cluster, job, code, after)
+    return str(_make_sbatch_string(command=command(job.run.jobs), folder=job.run.jobs, **chosen))
 
 
 def _memory(gigabytes: float) -> str:

@@ -1,46 +1,125 @@
-"""`python launch.py` without a verb: create or continue a run and have its stages trained."""
+"""`python launch.py` without a verb: create or continue runs and have what is left of them done."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from agl_core.config import TrainConfig
+from agl_core.errors import UserError
+from agl_core.files import read_json
 from jobs.cluster import ClusterConfig
 from jobs.executors import check_place, describe, enter, execute
 from jobs.lock import hold
-from jobs.pipeline import check_inputs, fetch_encoder_weights, plan, settle, store_missing
-from jobs.runs import check_same_run, create, run_of
+from jobs.many import (
+    EnsembleFile,
+    Several,
+    changed,
+    create_ensemble,
+    describe_ensemble,
+    ensemble_of,
+    runs_of,
+)
+from jobs.pipeline import (
+    ENSEMBLE,
+    PREDICT,
+    JobSpec,
+    check_data,
+    check_inputs,
+    fetch_encoder_weights,
+    follow_ups,
+    forget,
+    plan_all,
+    settle,
+    store_missing,
+)
+from jobs.runs import Run, check_same_run, create, run_of
 
 
-def train(config: TrainConfig, cluster: ClusterConfig) -> None:
-    """Train the stages that are left of a run, or with `config.dry_run` only show how; that writes nothing at all.
+def train(asked: TrainConfig | Several, cluster: ClusterConfig) -> None:
+    """Do what is left of one run or of several and their ensemble, or with `dry_run` only show it; that writes nothing.
 
-    Everything that can be known to be wrong is refused before the run directory is created.
+    Everything that can be known to be wrong about any of the runs is refused before anything is created or submitted.
 
     Raises:
         UserError: something that the user gave is wrong, missing or in use.
     """
-    run = run_of(config)
-    config = settle(config, cluster, run)
-    check_same_run(run, config)
-    missing = store_missing(config, cluster)
-    chain = plan(config, run, missing and cluster.executor == "slurm")
-    if not chain:
-        print(f"nothing to do: run {run.name} is finished ({run.path})")
+    runs = [run_of(config) for config in runs_of(asked)]
+    configs = [settle(config, cluster, run) for config, run in zip(runs_of(asked), runs, strict=True)]
+    for config, run in zip(configs, runs, strict=True):
+        check_same_run(run, config)
+    ensemble = ensemble_of(asked) if PREDICT in follow_ups(configs[0]) else None
+    content = describe_ensemble(configs, runs)
+    jobs = _plan(configs, runs, ensemble, content)
+    if not jobs:
+        _tell_end(runs, ensemble, "nothing to do: ")
         return
     enter(cluster)
     from agl_core.model.encoders import check_encoder
 
-    check_encoder(config.encoder)
-    if config.dry_run:
-        if missing and cluster.executor != "slurm":
-            print("there is no store yet: run `python launch.py prepare` first")
-        print(f"run {run.name} in {run.path}, recipe {config.recipe}, encoder {config.encoder}: would run\n")
-        print(describe(chain, run, cluster, config.threads or 1, config.workers or 0))
+    for encoder in dict.fromkeys(config.encoder for config in configs):
+        check_encoder(encoder)
+    if configs[0].dry_run:
+        _show(configs, runs, jobs, cluster)
         return
     check_place(cluster)
-    check_inputs(config, cluster)
+    check_data(configs[0])  # all runs have the same
+    for config in configs:
+        check_inputs(config, cluster)
     if cluster.executor == "slurm":
-        fetch_encoder_weights(config, chain)
-    with hold(run):
-        for note in create(run, config):
-            print(note, flush=True)
-        execute(chain, run, cluster)
+        for config, run in zip(configs, runs, strict=True):
+            fetch_encoder_weights(config, run, jobs)
+    with ExitStack() as held:
+        for run in [*runs, *([ensemble] if ensemble is not None else [])]:
+            held.enter_context(hold(run))
+        jobs = _plan(configs, runs, ensemble, content)  # what another launch has done meanwhile is left out
+        for config, run in zip(configs, runs, strict=True):
+            notes = create(run, config)
+            _say(notes if any(job.run == run for job in jobs) else [])
+        if ensemble is not None:
+            _say(create_ensemble(ensemble, content))
+        forget(jobs)
+        execute(jobs, cluster)
     if cluster.executor != "slurm":
-        print(f"run {run.name} is finished; next: python launch.py predict --run {run.name} --data DATA --out FOLDER")
+        _tell_end(runs, ensemble)
+
+
+def _plan(
+    configs: Sequence[TrainConfig], runs: Sequence[Run], ensemble: Run | None, content: EnsembleFile
+) -> list[JobSpec]:
+    missing = {config.store for config in configs if store_missing(config)}
+    renewed = ensemble is not None and changed(ensemble, content)
+    return plan_all(configs, runs, missing, ensemble, renewed)
+
+
+def _show(configs: Sequence[TrainConfig], runs: Sequence[Run], jobs: Sequence[JobSpec], cluster: ClusterConfig) -> None:
+    for config, run in zip(configs, runs, strict=True):
+        print(f"run {run.name} in {run.path}, recipe {config.recipe}, encoder {config.encoder}, fold {config.fold}")
+    for ensemble in dict.fromkeys(job.run for job in jobs if job.kind == ENSEMBLE):
+        print(f"ensemble {ensemble.name} in {ensemble.path}")
+    first = configs[0]
+    if first.until != "train" and PREDICT not in follow_ups(first):
+        print(f"nothing is predicted: {first.data or 'no --data is given, so it'} has no geopose_test.csv")
+    print("would run\n")
+    print(describe(jobs, cluster, first.threads or 1, first.workers or 0))
+
+
+def _tell_end(runs: Sequence[Run], ensemble: Run | None, prefix: str = "") -> None:
+    """Where the results of what is finished are."""
+    for run in [*runs, *([ensemble] if ensemble is not None else [])]:
+        what = "ensemble" if run == ensemble else "run"
+        told = f"{prefix}{what} {run.name} is finished ({run.path})"
+        if (score := _score(run)) is not None:
+            told += f", score {score:.4f}"
+        print(told + (f", see {run.report_file}" if run.report_file.exists() else ""))
+
+
+def _score(run: Run) -> float | None:
+    try:
+        score = read_json(run.score_file)["score"]
+    except (UserError, KeyError, TypeError):
+        return None
+    return score if isinstance(score, float) else None
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(note, flush=True)

@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 from typing import Any
 
-from agl_core.config import DrillConfig, EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, WorldConfig
+from agl_core.config import (
+    CancelConfig,
+    DrillConfig,
+    EnsembleConfig,
+    EvaluateConfig,
+    LogsConfig,
+    PredictConfig,
+    PrepareConfig,
+    ReportConfig,
+    ResumeConfig,
+    StatusConfig,
+    TrainConfig,
+    WorldConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,53 @@ VERBS = {
             "score predictions on disk against the truth",
             "Compute the official score of the predictions in a folder, and print it per city.",
             "python launch.py evaluate --predictions predictions/first --truth data/world/test_truth --json score.json",
+        ),
+        Verb(
+            "ensemble",
+            EnsembleConfig,
+            "average the predictions of several models",
+            "Average predictions of the same images: the mean of the heights, of the scales, and of the directions.",
+            "python launch.py ensemble --members predictions/first,predictions/second --out predictions/both",
+        ),
+        Verb(
+            "report",
+            ReportConfig,
+            "write what became of a run into its report.md",
+            "Write runs/<run>/report.md: the settings, what every stage has reached, its validation, every start and "
+            "how it ended, and the score. Training does so at its end.",
+            "python launch.py report --run first",
+        ),
+        Verb(
+            "status",
+            StatusConfig,
+            "show where runs stand: stage, state, step, score, restarts, time left",
+            "Show where runs stand, a row for each; of a single run that is named all its jobs, and what made them "
+            "fail. Reads the folders of the runs and, where there is Slurm, its queue; changes nothing.",
+            "python launch.py status first",
+        ),
+        Verb(
+            "logs",
+            LogsConfig,
+            "show what the jobs of a run have printed, across all restarts",
+            "Show what a rank of a run has printed, all its starts one after the other, each with a line that says "
+            "where it ran and how it ended.",
+            "python launch.py logs first --follow",
+        ),
+        Verb(
+            "cancel",
+            CancelConfig,
+            "end a run's jobs; what is done is kept",
+            "Cancel all jobs of a run that wait or run under Slurm, or have the process on this machine that trains it "
+            "save and leave. The run can be continued.",
+            "python launch.py cancel first",
+        ),
+        Verb(
+            "resume",
+            ResumeConfig,
+            "continue a run that was cancelled, interrupted or given up",
+            "Continue a run that has ended before it was done, with the settings that it was begun with, where it ran "
+            "last or elsewhere; of an ensemble, what is left of its members too.",
+            "python launch.py resume first",
         ),
         Verb(
             "drill",

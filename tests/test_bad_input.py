@@ -96,7 +96,15 @@ COMMANDS = {
     "unknown stage": (train(stages__fine__length="1 step"), ["fine", "train"]),
     "wrong type": (train(fold="first"), ["fold", "first"]),
     "wrong length": (train(stages__train__length="long"), ["long", "N epochs"]),
-    "no store yet": (train(store="absent"), ["absent", "prepare"]),
+    "neither store nor data": (train(store="absent", data="nowhere"), ["absent", "prepare", "nowhere"]),
+    "two encoders, one of them unknown": (train(encoder="resnet18,resnet19"), ["resnet19", "resnet18"]),
+    "a value twice": (train(fold="0,1,0"), ["fold", "0 twice"]),
+    "one encoder's weights for two": (
+        train(encoder="resnet18,resnet34", encoder_weights="w.safetensors"),
+        ["w.safetensors", "one encoder"],
+    ),
+    "one prediction is no ensemble": (["ensemble", "--members", "predicted", "--out", "out"], ["two or more"]),
+    "no run to report on": (["report", "--run", "nobody"], ["nobody", "none"]),
     "no such fold": (train(fold="7"), ["fold is 7", "0 to 1"]),
     "folds by place without places": (train(fold_by="place"), ["place", "metadata.csv"]),
     "half precision on a CPU": (train(precision="float16"), ["float16", "GPU"]),
@@ -148,7 +156,10 @@ def test_a_bad_source_file_is_named_and_leaves_no_store_to_train_from(
     said = capfd.readouterr().err
     assert all(word in said for word in expected), said
     assert "Traceback" not in said
-    assert "prepare" in refused(train(store="fresh"), capfd, here)
+    assert main(train(store="fresh", run="first")) == 2  # which would prepare it first
+    said = capfd.readouterr().err
+    assert all(word in said for word in expected), said
+    assert not Path("runs/first/events.jsonl").exists()
 
 
 def test_a_store_of_another_version_is_refused(

@@ -1,6 +1,8 @@
 """Imports point downwards."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,16 @@ def test_the_jobs_know_nothing_of_tensors(path: Path) -> None:
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert not [name for name in names if name.split(".")[0] in ("torch", "timm", "segmentation_models_pytorch")]
+
+
+@pytest.mark.parametrize(
+    "module", ["launch", "jobs.conductor", "jobs.rank", "jobs.submitted", "jobs.status", "jobs.logs"]
+)
+def test_what_must_be_there_at_once_does_not_wait_for_torch(module: str) -> None:
+    heavy = "torch", "numpy", "rasterio", "timm"
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_one_command_stays_short() -> None:

@@ -60,6 +60,20 @@ UNDERSTOOD = [
     ("predict --run r --data d --out o --window 512", "window", 512),
     ("predict --weights a/b.safetensors --data d --out o", "run", ""),
     ("evaluate --predictions p --truth t --json s.json", "json", "s.json"),
+    ("status", "run", ""),
+    ("status first", "run", "first"),
+    ("status first --json second", "run", "first,second"),
+    ("status first --json second", "json", True),
+    ("status --run first", "run", "first"),
+    ("status run=first,second", "run", "first,second"),
+    ("status logs", "run", "logs"),  # a run may be named like a verb
+    ("logs first --rank 3", "run", "first"),
+    ("logs --rank 3 first", "rank", 3),
+    ("logs first rank=3 --follow", "follow", True),
+    ("logs --run first", "run", "first"),
+    ("cancel run=first", "run", "first"),
+    ("resume runs/first --cluster local", "run", "runs/first"),
+    ("resume first --cluster local cluster.processes=1", "cluster", "local"),
 ]
 
 
@@ -91,6 +105,25 @@ def test_keys_of_the_cluster_go_over_those_of_its_file() -> None:
     assert request.cluster.processes == 1
     assert request.cluster.environment == {"A": "b"}
     assert parse(["--recipe", "kbrodt", "--cluster", "local"]).cluster.processes == 2
+
+
+def test_resume_takes_the_keys_of_the_cluster_for_that_of_the_run() -> None:
+    request = parse(shlex.split("resume first cluster.processes=1 cluster.environment.A=b"))
+    assert request.cluster_keys == {"processes": "1", "environment.A": "b"}
+    assert parse(["resume", "first"]).cluster_keys == {}
+
+
+USAGES = [
+    ("world", "python launch.py world --out OUT [options] [key=value ...]"),
+    ("status", "python launch.py status [RUN ...] [options]"),
+    ("logs", "python launch.py logs RUN [options]"),
+    ("resume", "python launch.py resume RUN [options] [cluster.key=value ...]"),
+]
+
+
+@pytest.mark.parametrize(("verb", "usage"), USAGES)
+def test_the_first_line_of_the_help_is_how_a_verb_is_given(verb: str, usage: str) -> None:
+    assert (parse([verb, "-h"]).help or "").splitlines()[0] == usage
 
 
 REFUSED = [
@@ -130,6 +163,15 @@ REFUSED = [
     ("--recipe demo predict", ["'predict' is a verb", "first"]),
     ("some/path", ["'some/path' is neither", "key=value"]),
     ("world", ["world needs --out", "example"]),
+    ("logs", ["logs needs RUN (name of the run)", "example"]),
+    ("resume --cluster local", ["resume needs RUN"]),
+    ("logs first second", ["logs takes one run, not 2: first second"]),
+    ("cancel first run=second", ["run is given twice"]),
+    ("status first --run second", ["run is given twice"]),
+    ("logs first --rnak 1", ["unknown option '--rnak'", "--rank?", "python launch.py logs --help"]),
+    ("logs first rnak=1", ["unknown key 'rnak'", "mean rank?"]),
+    ("logs first cluster.processes=1", ["unknown key 'cluster.processes'"]),
+    ("resume first seed=1", ["unknown key 'seed'"]),
     ("predict --run r --data d", ["predict needs --out"]),
     ("predict --weights last --data d --out o", ["predict needs --run"]),
     ("predict --weights a.safetensors --data d", ["predict needs --out"]),

@@ -1,6 +1,7 @@
 """Cluster configurations: the project's own, what goes over them, and what does not go together."""
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ REFUSED = [
     ("slurm", "partitions=gpu", "mean partition?"),
     ("local", "'environment={1A: b}'", "environment has a variable '1A'"),
     ("slurm", "'environment={\"A B\": c}'", "environment has a variable 'A B'"),
+    ("local", "cpu_partition=cpu", "cpu_partition is for executor slurm only"),
+    ("local", "wrapper=[nice]", "wrapper is for executor slurm only"),
+    ("debug", "python=python3", "python is for executor slurm only"),
+    ("debug", "network_interface=lo", "network_interface is for executor slurm only"),
+    ("slurm", "'wrapper=[nice, \"\"]'", "no word of it may be empty"),
+    ("slurm", "'wrapper=[nice, \" \"]'", "no word of it may be empty"),
+    ("slurm", "wrapper=nice", "wrapper is 'nice': must be a list of texts"),
+    ("slurm", "'wrapper=[nice, 5]'", "must be a list of texts"),
+    ("slurm", "'network_interface=ib0 ib1'", "give the name of an interface"),
+    ("slurm", "'network_interface=$(id)'", "give the name of an interface"),
+    ("slurm", "post_mortem=perhaps", "must be true or false"),
 ]
 
 
@@ -90,3 +102,26 @@ def test_numbers_in_the_environment_of_a_site_are_taken_as_text(tmp_path: Path) 
     path = tmp_path / "site.yaml"
     path.write_text("executor: local\nenvironment: {OMP_NUM_THREADS: 4}\n")
     assert load_cluster(str(path)).environment == {"OMP_NUM_THREADS": "4"}
+
+
+@pytest.mark.parametrize("name", ["ib0", "eth0:1,bond-1.20", "hsn_0", ""])
+def test_an_interface_may_have_any_usual_name(name: str) -> None:
+    assert load_cluster("slurm", {"network_interface": name}).network_interface == name
+
+
+@pytest.mark.parametrize("name", ["debug", "local", "slurm"])
+def test_the_debugger_may_be_switched_off_everywhere(name: str) -> None:
+    assert not load_cluster(name, {"post_mortem": "false"}).post_mortem
+
+
+def test_a_container_and_its_python_are_given_word_by_word() -> None:
+    overrides = {"wrapper": "[apptainer, exec, --nv, image.sif]", "python": "/opt/bin/python3"}
+    cluster = load_cluster("slurm", overrides)
+    assert cluster.wrapper == ["apptainer", "exec", "--nv", "image.sif"]
+    assert cluster.python == "/opt/bin/python3"
+
+
+def test_every_key_has_a_sentence_of_its_own() -> None:
+    sentences = [entry.metadata["help"] for entry in fields(ClusterConfig)]
+    assert all(len(sentence) > 15 for sentence in sentences)
+    assert len(set(sentences)) == len(sentences)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.sbatch import ROOT
+from jobs.snapshot import ROOT
 
 SETTINGS = [
     "recipe=demo", "encoder=tu-resnet10t", "folds=4", "fold_by=city", "threads=1", "run=first", "cluster=debug",

@@ -11,7 +11,7 @@ import launch
 from agl_core.errors import UserError
 from jobs.cli import Request
 from jobs.failure import JobError
-from jobs.sbatch import ROOT
+from jobs.snapshot import ROOT
 
 
 def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:

@@ -13,7 +13,7 @@ from agl_core.errors import UserError
 from jobs.cluster import ClusterConfig
 from jobs.failure import JobError
 from jobs.local import FollowedLog, check_gpus, environment, fresh_folder, last_lines, run_ranks, visible_gpus
-from jobs.sbatch import ROOT
+from jobs.snapshot import ROOT
 from tests.jobs.ranks import Consequence, Fail, Report
 
 TWO = ClusterConfig(executor="local", processes=2, environment={"SITE": "here"})

@@ -6,12 +6,9 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from submitit.core.job_environment import SignalHandler
-from submitit.core.utils import DelayedSubmission, JobPaths
 
 from agl_core.config import StageConfig, TrainConfig
 from agl_core.data.store import StoreEntry, StoreWriter
@@ -20,13 +17,12 @@ from agl_core.files import read_json, write_json
 from agl_core.training import trainer
 from agl_core.training.parallel import Parallel
 from jobs.cluster import load_cluster
-from jobs.executors import enter, submit_chain
+from jobs.executors import enter
+from jobs.failure import JobError
 from jobs.lock import hold
-from jobs.pipeline import JobSpec, plan
+from jobs.many import Several
 from jobs.runs import Run, run_of
-from jobs.sbatch import sbatch_text
 from jobs.settings import to_yaml
-from jobs.stages import PrepareJob, StageJob, tcp_meeting
 from jobs.train import train
 
 DEBUG, LOCAL, SLURM = load_cluster("debug"), load_cluster("local"), load_cluster("slurm")
@@ -79,7 +75,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "srun": "true",
         "squeue": f"""
             test -e {folder}/queue || exit 1
-            echo "$3" | tr , '\\n' | grep -x -F -f {folder}/queue || true""",
+            echo "$3" | tr , '\\n' | grep -x -F -f {folder}/queue | sed 's/$/|PENDING|None|1:00|N\\/A||x/' || true""",
         "scancel": f"echo $* >> {folder}/cancelled",
     }
     for name, body in scripts.items():
@@ -87,6 +83,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("jobs.submission.take_snapshot", lambda code: code / "abc")
+    monkeypatch.setattr("jobs.executors.snapshot_path", lambda code: code / "abc")
     return folder
 
 
@@ -94,27 +92,6 @@ def finish(run: Run, *stages: str) -> None:
     for stage in stages:
         run.stage_record(stage).parent.mkdir(parents=True, exist_ok=True)
         write_json(run.stage_record(stage), {"finished": True})
-
-
-A, B = JobSpec("a"), JobSpec("b", "a")
-PREPARE, A_AFTER = JobSpec("prepare", trains=False), JobSpec("a", "prepare")
-PLANS: list[tuple[list[str], bool, list[JobSpec]]] = [
-    ([], False, [A, B]),
-    ([], True, [PREPARE, A_AFTER, B]),
-    (["a"], False, [JobSpec("b")]),
-    (["a"], True, [PREPARE, JobSpec("b", "prepare")]),
-    (["a", "b"], False, []),
-    (["a", "b"], True, []),
-]
-
-
-@pytest.mark.parametrize(("finished", "store_missing", "chain"), PLANS)
-def test_the_chain_is_what_is_left_to_do_in_order(
-    tmp_path: Path, config: TrainConfig, finished: list[str], store_missing: bool, chain: list[JobSpec]
-) -> None:
-    run = Run(tmp_path / "runs" / "first")
-    finish(run, *finished)
-    assert plan(config, run, store_missing) == chain
 
 
 def test_debug_trains_the_stages_in_this_process_one_after_the_other(config: TrainConfig, trained) -> None:
@@ -130,10 +107,22 @@ def test_debug_trains_the_stages_in_this_process_one_after_the_other(config: Tra
 def test_a_finished_run_has_nothing_to_do(config: TrainConfig, trained, capsys) -> None:
     train(config, DEBUG)
     trained.clear()
-    capsys.readouterr()
+    told = capsys.readouterr().out
+    assert told.splitlines()[-1].startswith("run first is finished")
+    assert told.splitlines()[-1].endswith("report.md")
     train(config, DEBUG)
     assert trained == []
     assert "nothing to do: run first is finished" in capsys.readouterr().out
+
+
+def test_a_run_that_shall_only_be_trained_is_not_reported_on_until_it_is_asked_for(
+    config: TrainConfig, trained
+) -> None:
+    train(replace(config, until="train"), DEBUG)
+    assert not run_of(config).report_file.exists()
+    train(config, DEBUG)
+    assert run_of(config).report_file.read_text().startswith("# Run first\n")
+    assert [stage for stage, _, _ in trained] == ["a", "b"]
 
 
 def test_a_run_that_failed_continues_with_the_stage_that_failed(config: TrainConfig, trained) -> None:
@@ -144,14 +133,31 @@ def test_a_run_that_failed_continues_with_the_stage_that_failed(config: TrainCon
     assert [stage for stage, _, _ in trained] == ["a", "b", "c", "c"]
 
 
+def with_tables(config: TrainConfig, test: bool = False) -> None:
+    """Give the data set its tables, without any heights or pose; with `test` also a test image and its truth."""
+    data = Path(config.data)
+    for folder in ("train", *(["test", "test_truth"] if test else [])):
+        (data / folder).mkdir()
+    for name in "tu":
+        for kind in ("RGB", "AGL"):
+            (data / "train" / f"{name}_{kind}.tif").touch()
+    rows = "".join(f"{name},{name}_AGL.tif,,{name}_RGB.tif\n" for name in "tu")
+    (data / "geopose_train.csv").write_text("id,agl,json,rgb\n" + rows)
+    (data / "metadata.csv").write_text("id,city,gsd\n" + "".join(f"{name},X,0.5\n" for name in "tuv"))
+    if test:
+        (data / "test" / "v_RGB.tif").touch()
+        (data / "geopose_test.csv").write_text("id,rgb\nv,v_RGB.tif\n")
+
+
 def without_store(config: TrainConfig) -> TrainConfig:
     return replace(config, data=str(Path(config.data).parent), store="")
 
 
 REFUSED: list[tuple[str, Callable[[TrainConfig], TrainConfig], str]] = [
     ("no data", lambda c: replace(c, data=""), "no data: give the folder of a data set with --data"),
-    ("no store", without_store, "run `python launch.py prepare --data"),
-    ("no such store", lambda c: replace(c, store="nowhere"), "no store at"),
+    ("no store", without_store, "does not exist, and to prepare it there is nothing"),
+    ("no such store", lambda c: replace(c, store="nowhere"), "geopose_train.csv does not exist"),
+    ("neither store nor data", lambda c: replace(c, data="", store="nowhere"), "no data set is given"),
     ("an unknown encoder", lambda c: replace(c, encoder="resnet19"), "unknown encoder 'resnet19': choose one of"),
     (
         "no encoder weights",
@@ -238,7 +244,7 @@ def test_a_store_that_is_not_finished_is_refused_before_anything_is_written(
 ) -> None:
     with StoreWriter(tmp_path / "half"):
         pass
-    with pytest.raises(UserError, match="not finished"):
+    with pytest.raises(UserError, match="half is not finished, and to prepare it there is nothing"):
         train(replace(config, store=str(tmp_path / "half")), DEBUG)
     assert not (tmp_path / "runs").exists()
 
@@ -269,33 +275,36 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(config: TrainConfig, traine
 def test_the_dry_run_of_slurm_shows_each_script_and_its_dependency(config: TrainConfig, capsys) -> None:
     train(replace(config, data="", dry_run=True), SLURM)
     shown = capsys.readouterr().out
-    assert shown.count("#!/bin/bash") == 3
-    assert shown.count("#SBATCH --signal=USR2@180\n") == 3
-    assert shown.count("#SBATCH --requeue\n") == 3
-    assert "#SBATCH --dependency=afterok:ID_OF_PREPARE\n" in shown
-    assert "#SBATCH --dependency=afterok:ID_OF_A\n" in shown
-    assert shown.count("#SBATCH --dependency=") == 2
-    assert shown.count("#SBATCH --kill-on-invalid-dep=yes\n") == 2
+    assert shown.count("#!/bin/bash") == 4
+    assert shown.count("#SBATCH --signal=USR2@180\n") == 4
+    assert shown.count("#SBATCH --requeue\n") == 4
+    assert "#SBATCH --dependency=afterok:ID_OF_FIRST_PREPARE\n" in shown
+    assert "#SBATCH --dependency=afterok:ID_OF_FIRST_A\n" in shown
+    assert "#SBATCH --dependency=afterok:ID_OF_FIRST_B\n" in shown
+    assert shown.count("#SBATCH --dependency=") == 3
+    assert shown.count("#SBATCH --kill-on-invalid-dep=yes\n") == 3
+    assert "nothing is predicted: no --data is given" in shown
 
 
 def test_what_the_dry_run_shows_is_what_is_submitted(config: TrainConfig, slurm: Path, capsys) -> None:
     train(replace(config, dry_run=True), SLURM)
     shown = capsys.readouterr().out
     train(config, SLURM)
-    assert "a: job 101\nb: job 102 after 101\n" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "first/a: job 101\nfirst/b: job 102 after 101\nfirst/report: job 103 after 102\n" in told
     first, second = (slurm / "101.sh").read_text(), (slurm / "102.sh").read_text()
     assert first in shown
-    assert second.replace("afterok:101", "afterok:ID_OF_A") in shown
+    assert second.replace("afterok:101", "afterok:ID_OF_FIRST_A") in shown
     run = run_of(config)
-    assert second == sbatch_text(SLURM, B, "first", run.jobs, "101")
     assert run.config().workers == SLURM.workers
     assert (run.jobs / "102_submitted.pkl").exists()
 
 
 def test_a_missing_store_is_prepared_on_the_cluster_first(tmp_path: Path, config: TrainConfig, slurm: Path) -> None:
-    train(without_store(config), SLURM)
+    with_tables(config)
+    train(replace(config, store=str(tmp_path / "store")), SLURM)
     names = [
-        line for number in (101, 102, 103) for line in (slurm / f"{number}.sh").read_text().splitlines()
+        line for number in (101, 102, 103, 104) for line in (slurm / f"{number}.sh").read_text().splitlines()
         if "job-name" in line or "dependency" in line
     ]  # fmt: skip
     assert names == [
@@ -304,12 +313,15 @@ def test_a_missing_store_is_prepared_on_the_cluster_first(tmp_path: Path, config
         "#SBATCH --job-name=first-a",
         "#SBATCH --dependency=afterok:102",
         "#SBATCH --job-name=first-b",
+        "#SBATCH --dependency=afterok:103",
+        "#SBATCH --job-name=first-report",
     ]
 
 
 def test_a_store_that_was_left_unfinished_is_finished_on_the_cluster(
     tmp_path: Path, config: TrainConfig, slurm: Path
 ) -> None:
+    with_tables(config)
     with StoreWriter(tmp_path / "half"):
         pass
     train(replace(config, store=str(tmp_path / "half")), SLURM)
@@ -390,16 +402,16 @@ def test_a_run_with_jobs_in_the_queue_is_refused_with_their_numbers(
     config: TrainConfig, slurm: Path, trained, capsys
 ) -> None:
     train(config, SLURM)
-    assert read_json(run_of(config).submitted) == {"a": "101", "b": "102"}
+    assert read_json(run_of(config).submitted) == {"a": "101", "b": "102", "report": "103"}
     (slurm / "queue").write_text("102\n77\n")
     for cluster in (SLURM, DEBUG):
-        with pytest.raises(UserError, match=r"has jobs in the queue \(102\).*scancel 102"):
+        with pytest.raises(UserError, match=r"has jobs in the queue \(102\).*launch.py cancel first"):
             train(config, cluster)
     assert trained == []
-    assert not (slurm / "103.sh").exists()
+    assert not (slurm / "104.sh").exists()
     (slurm / "queue").write_text("77\n")
     train(config, SLURM)
-    assert read_json(run_of(config).submitted) == {"a": "103", "b": "104"}
+    assert read_json(run_of(config).submitted) == {"a": "104", "b": "105", "report": "106"}
 
 
 def test_a_queue_that_does_not_answer_holds_nothing_up(config: TrainConfig, slurm: Path, monkeypatch) -> None:
@@ -407,28 +419,14 @@ def test_a_queue_that_does_not_answer_holds_nothing_up(config: TrainConfig, slur
     train(config, SLURM)  # squeue fails
     (slurm / "squeue").unlink()
     train(config, SLURM)
-    assert (slurm / "106.sh").exists()
+    assert (slurm / "109.sh").exists()
 
 
-@pytest.mark.parametrize("job", [StageJob(Path("runs/first"), "a"), PrepareJob(Path("runs/first"), 3)], ids=repr)
-def test_a_job_at_its_time_limit_goes_back_to_the_queue_as_it_is(tmp_path: Path, job) -> None:
-    delayed = DelayedSubmission(job)
-    delayed.set_timeout(timeout_min=0, max_num_timeout=5)
-    requeued: list[int] = []
-    environment = SimpleNamespace(global_rank=0, _requeue=requeued.append)
-    paths = JobPaths(tmp_path, "101")
-    warned = SignalHandler(environment, paths, delayed)
-    with pytest.raises(SystemExit):
-        warned.checkpoint_and_try_requeue(signal.SIGUSR2)
-    assert requeued == [4]
-    assert DelayedSubmission.load(paths.submitted_pickle).function == job
-
-
-def test_a_refused_job_takes_back_those_before_it(tmp_path: Path, slurm: Path) -> None:
+def test_a_refused_job_takes_back_those_before_it(config: TrainConfig, slurm: Path) -> None:
     (slurm / "refuse").touch()
-    with pytest.raises(UserError, match=r"sbatch refused the job 'b' \(Invalid account\)"):
-        submit_chain([A, B], Run(tmp_path / "runs" / "first"), SLURM)
-    assert (slurm / "cancelled").read_text() == "101\n"
+    with pytest.raises(UserError, match=r"sbatch refused the job 'first/b' \(Invalid account\)"):
+        train(config, SLURM)
+    assert "101" in (slurm / "cancelled").read_text().split()
 
 
 def test_a_machine_without_slurm_is_told_so(tmp_path: Path, config: TrainConfig, monkeypatch) -> None:
@@ -438,10 +436,226 @@ def test_a_machine_without_slurm_is_told_so(tmp_path: Path, config: TrainConfig,
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_meeting_of_a_requeued_job_is_at_another_port() -> None:
-    meetings = {tcp_meeting("node1", "77", restart, step) for restart in "0123" for step in "01"}
-    assert len(meetings) == 8
-    for meeting in meetings:
-        host, port = meeting.removeprefix("tcp://").split(":")
-        assert host == "node1"
-        assert 20000 <= int(port) < 30000
+def several(config: TrainConfig) -> Several:
+    """Two runs, one for each fold."""
+    return Several([replace(config, run=f"m{fold}", fold=fold) for fold in (0, 1)], "m-ensemble")
+
+
+def dependencies(slurm: Path) -> dict[str, str]:
+    """What every submitted job waits for, by name: the others' names."""
+    flags = {
+        path.stem: dict(
+            line.removeprefix("#SBATCH --").partition("=")[::2]
+            for line in path.read_text().splitlines()
+            if line.startswith("#SBATCH --")
+        )
+        for path in slurm.glob("*.sh")
+    }
+    names = {number: own["job-name"] for number, own in flags.items()}
+    waits = {number: own.get("dependency", "").removeprefix("afterok:").split(":") for number, own in flags.items()}
+    return {names[number]: " ".join(names[other] for other in waits[number] if other) for number in sorted(flags)}
+
+
+def test_several_runs_are_submitted_with_one_store_and_joined_by_their_ensemble(
+    tmp_path: Path, config: TrainConfig, slurm: Path
+) -> None:
+    with_tables(config, test=True)
+    asked = several(replace(config, store=str(tmp_path / "store")))
+    train(asked, SLURM)
+    assert dependencies(slurm) == {
+        "m0-prepare": "",
+        "m0-a": "m0-prepare",
+        "m0-b": "m0-a",
+        "m0-predict": "m0-b",
+        "m0-evaluate": "m0-predict",
+        "m0-report": "m0-evaluate",
+        "m1-a": "m0-prepare",
+        "m1-b": "m1-a",
+        "m1-predict": "m1-b",
+        "m1-evaluate": "m1-predict",
+        "m1-report": "m1-evaluate",
+        "m-ensemble-ensemble": "m0-predict m1-predict",
+        "m-ensemble-evaluate": "m-ensemble-ensemble",
+        "m-ensemble-report": "m-ensemble-evaluate",
+    }
+    assert (tmp_path / "runs" / "m-ensemble" / "ensemble.yaml").exists()
+
+
+def test_what_is_done_is_not_submitted_again_and_not_waited_for(config: TrainConfig, slurm: Path) -> None:
+    with_tables(config, test=True)
+    asked = several(config)
+    train(asked, SLURM)
+    for path in slurm.glob("*.sh"):
+        path.unlink()
+    runs = [run_of(one) for one in asked.configs]
+    finish(runs[0], "a", "b", "predict", "evaluate", "report")
+    finish(runs[1], "a")
+    train(asked, SLURM)
+    assert dependencies(slurm) == {
+        "m1-b": "",
+        "m1-predict": "m1-b",
+        "m1-evaluate": "m1-predict",
+        "m1-report": "m1-evaluate",
+        "m-ensemble-ensemble": "m1-predict",
+        "m-ensemble-evaluate": "m-ensemble-ensemble",
+        "m-ensemble-report": "m-ensemble-evaluate",
+    }
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("active", ["m1", "m-ensemble"])
+def test_nothing_of_a_command_is_submitted_if_one_of_its_runs_is_active(
+    tmp_path: Path, config: TrainConfig, slurm: Path, active: str
+) -> None:
+    with_tables(config, test=True)
+    asked = several(config)
+    write_json_into(Run(tmp_path / "runs" / active).submitted, {"a": "7"})
+    made = replace(asked.configs[1], run=active)
+    content = to_yaml(made) if active == "m1" else "runs: [x]\n"
+    (tmp_path / "runs" / active / ("config.yaml" if active == "m1" else "ensemble.yaml")).write_text(content)
+    (slurm / "queue").write_text("7\n")
+    before = tree(tmp_path / "runs")
+    with pytest.raises(UserError, match=rf"run {active} has jobs in the queue \(7\)"):
+        train(asked, SLURM)
+    assert not list(slurm.glob("*.sh"))
+    after = tree(tmp_path / "runs")
+    assert {path for path in after if not path.endswith("/lock")} == set(before)
+    assert all(after[path] == content for path, content in before.items())
+
+
+def write_json_into(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True)
+    write_json(path, content)
+
+
+REFUSED_TOGETHER: list[tuple[str, Callable[[Several], None], str]] = [
+    ("a fold", lambda asked: setattr(asked.configs[1], "folds", 3), "2 tile(s) cannot fill 3 folds"),
+    ("an encoder", lambda asked: setattr(asked.configs[1], "encoder", "resnet19"), "unknown encoder 'resnet19'"),
+    (
+        "a name that is an ensemble's",
+        lambda asked: (occupy(asked, "m1", "ensemble.yaml"),),
+        "m1 is an ensemble of other runs",
+    ),
+    ("an ensemble that is a run", lambda asked: occupy(asked, "m-ensemble", "config.yaml"), "is that of a run"),
+    ("an ensemble that is something else", lambda asked: occupy(asked, "m-ensemble", "x"), "no ensemble.yaml"),
+]
+
+
+def occupy(asked: Several, name: str, file: str) -> None:
+    folder = Path(asked.configs[0].runs) / name
+    folder.mkdir(parents=True)
+    (folder / file).write_text("")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"), [case[1:] for case in REFUSED_TOGETHER], ids=[case[0] for case in REFUSED_TOGETHER]
+)
+def test_what_is_wrong_with_one_of_several_runs_is_said_before_anything_is_written(
+    tmp_path: Path, config: TrainConfig, trained, spoil: Callable[[Several], None], words: str
+) -> None:
+    with_tables(config, test=True)
+    asked = several(config)
+    spoil(asked)
+    before = tree(tmp_path)
+    with pytest.raises(UserError) as refusal:
+        train(asked, DEBUG)
+    assert words in str(refusal.value)
+    assert trained == []
+    assert tree(tmp_path) == before
+
+
+def spoil_test(config: TrainConfig, kind: str) -> None:
+    data = Path(config.data)
+    if kind == "an image is missing":
+        (data / "test" / "v_RGB.tif").unlink()
+    else:
+        (data / "metadata.csv").write_text((data / "metadata.csv").read_text().replace("v,X", "v,Y"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("an image is missing", "v_RGB.tif"), ("an unknown city", "images of Y, a city")]
+)
+@pytest.mark.parametrize("prepared", [True, False])
+def test_images_that_could_not_be_predicted_a_week_later_are_refused_now_and_can_be_left_out(
+    tmp_path: Path, config: TrainConfig, slurm: Path, kind: str, words: str, prepared: bool
+) -> None:
+    with_tables(config, test=True)
+    spoil_test(config, kind)
+    config = config if prepared else replace(config, store=str(tmp_path / "store"))
+    with pytest.raises(UserError) as refusal:
+        train(config, SLURM)
+    assert words in str(refusal.value)
+    assert "--until train" in str(refusal.value)
+    assert not (tmp_path / "runs").exists()
+    train(replace(config, until="train"), SLURM)
+    assert len(list(slurm.glob("*.sh"))) == (2 if prepared else 3)
+
+
+def test_a_job_that_fails_here_stops_those_after_it_and_the_same_command_goes_on(
+    config: TrainConfig, trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = several(config)
+    asked.configs[0].stages["c"] = StageConfig()
+    asked.configs[1].stages["c"] = StageConfig()
+    with pytest.raises((RuntimeError, JobError)):
+        train(asked, DEBUG)
+    assert [(seen.run, stage) for stage, seen, _ in trained] == [("m0", "a"), ("m0", "b"), ("m0", "c")]
+    finish(run_of(asked.configs[0]), "c")
+    trained.clear()
+    with pytest.raises((RuntimeError, JobError)):
+        train(asked, DEBUG)
+    assert [(seen.run, stage) for stage, seen, _ in trained] == [("m1", "a"), ("m1", "b"), ("m1", "c")]
+
+
+def test_jobs_get_full_paths_since_they_run_elsewhere(
+    config: TrainConfig, tmp_path: Path, trained, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w.safetensors").touch()
+    Path("e.safetensors").touch()
+    config.stages["a"].start = "w.safetensors"
+    train(replace(config, data="data", runs="runs", encoder_weights="e.safetensors"), DEBUG)
+    seen = run_of(config).config()
+    assert seen.data == str(tmp_path / "data")
+    assert seen.store == str(tmp_path / "data" / "store")
+    assert seen.encoder_weights == str(tmp_path / "e.safetensors")
+    assert [stage.start for stage in seen.stages.values()] == [str(tmp_path / "w.safetensors"), "a/last"]
+    assert seen.runs == str(tmp_path / "runs")
+
+
+def test_records_of_what_follows_a_stage_that_is_trained_again_are_gone_before_it_begins(
+    config: TrainConfig, slurm: Path
+) -> None:
+    with_tables(config, test=True)
+    train(config, SLURM)
+    run = run_of(config)
+    finish(run, "a", "predict", "evaluate", "report")  # by hand: b was trained and is to be trained again
+    train(config, SLURM)
+    assert [job for job in ("a", "b", "predict", "evaluate", "report") if run.finished(job)] == ["a"]
+
+
+def test_a_dry_run_of_several_runs_shows_all_jobs_and_writes_nothing(
+    tmp_path: Path, config: TrainConfig, slurm: Path, capsys
+) -> None:
+    with_tables(config, test=True)
+    asked = several(replace(config, dry_run=True))
+    before = tree(tmp_path)
+    train(asked, SLURM)
+    assert tree(tmp_path) == before
+    shown = capsys.readouterr().out
+    assert shown.count("#!/bin/bash") == 2 * 5 + 3
+    assert "#SBATCH --dependency=afterok:ID_OF_M0_PREDICT:ID_OF_M1_PREDICT\n" in shown
+    for name in ("run m0 in", "run m1 in", "ensemble m-ensemble in"):
+        assert name in shown
+
+
+def test_the_lock_of_an_ensemble_stays_for_the_next_launch(config: TrainConfig, slurm: Path, tmp_path: Path) -> None:
+    with_tables(config, test=True)
+    train(several(config), SLURM)
+    folder = Run(tmp_path / "runs" / "m-ensemble")
+    assert folder.lock.exists()
+    with hold(folder), pytest.raises(UserError, match="run m-ensemble is being trained by another process"):
+        train(several(config), SLURM)

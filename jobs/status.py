@@ -1,0 +1,108 @@
+"""`python launch.py status`: where runs stand, from their folders and Slurm's queue; it never writes."""
+
+import json
+import shlex
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from agl_core.config import StatusConfig
+from agl_core.errors import UserError
+from jobs import scontrol, survey
+from jobs.history import DONE
+from jobs.runs import Run
+from jobs.standing import RunStanding, assess, vanished
+from jobs.table import console, details, overview
+
+MOST_SHOWN = 8  # jobs that scontrol is asked about one by one
+PATIENCE = 10.0  # seconds for sacct, whose database may be away
+
+
+def status(config: StatusConfig) -> None:
+    """Print where runs stand; of a single run that was asked for all jobs, and the tracebacks of what failed.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    names = [name for name in config.run.split(",") if name]
+    runs = [survey.find_run(config.runs, name) for name in dict.fromkeys(names)] or survey.find_runs(Path(config.runs))
+    if not runs and not Path(config.runs).is_dir() and config.runs != StatusConfig().runs:
+        raise UserError(f"{config.runs} is not a folder: give the folder of all runs with --runs")
+    now = time.time()
+    found = standings(runs, now)
+    if config.json:
+        print(json.dumps([as_json(run) for run in found], indent=2))
+    elif not found:
+        print(f"no runs in {config.runs} yet: python launch.py --help tells how to train one")
+    elif len(names) == 1:
+        show(found[0], now, console(), names[0], config.runs)
+    else:
+        console().print(overview(found, now))
+
+
+def standings(runs: Sequence[Run], now: float) -> list[RunStanding]:
+    """Where the runs stand at the unix time `now`, with one question to Slurm for all of them."""
+    submitted = {run.path: survey.submitted(run) for run in runs}
+    ids = [
+        id for run in runs for job, id in submitted[run.path].items() if not run.stage_record(job).exists()
+    ]  # fmt: skip
+    queue = scontrol.queue(ids)  # before the folders are read, see `survey.read`
+    findings = [survey.read(run, submitted[run.path]) for run in runs]
+    found = [assess(each, queue, {}, now) for each in findings]
+    lost = [id for standing in found for id in vanished(standing)] if queue is not None else []
+    if not lost:
+        return found
+    ended = explain(lost)
+    return [assess(each, queue, ended, now) for each in findings]
+
+
+def explain(ids: Sequence[str]) -> dict[str, str]:
+    """How Slurm says that jobs ended which are in its queue no more: states by id, as far as it remembers them."""
+    known = {id: scontrol.show_job(id) for id in ids[-MOST_SHOWN:]}
+    found = {id: facts.state for id, facts in known.items() if facts is not None}
+    left = [id for id in ids if id not in found]
+    return found | (accounts(left) if left else {})
+
+
+def accounts(ids: Sequence[str]) -> dict[str, str]:
+    """The same from Slurm's accounts, which many sites have and some do not."""
+    columns = ["--noheader", "--allocations", "--parsable2", "--format", "JobID,State"]
+    done = scontrol.call(["sacct", *columns, "--jobs", ",".join(ids)], PATIENCE)
+    if done is None or done.returncode != 0:
+        return {}
+    cells = [line.split("|") for line in done.stdout.splitlines()]
+    return {id: state for id, state in (pair for pair in cells if len(pair) == 2) if id in ids}
+
+
+def as_json(run: RunStanding) -> dict[str, object]:
+    """A run for scripts."""
+    return {**asdict(run), "active": run.active, "score": run.score}
+
+
+def show(run: RunStanding, now: float, out: Console, name: str, runs: str) -> None:
+    """Print one run with its jobs, what failed, and what can be done about it. name, runs: as the user calls it."""
+    out.print(Text(f"run {run.run} in {run.path}"))
+    if run.note:
+        out.print(Text(run.note, "red"))
+    if not run.jobs:
+        out.print("nothing was started yet")
+        return
+    out.print(details(run, now))
+    for job in run.jobs:
+        if job.text or job.traceback:
+            out.print(Text(f"{job.job} {job.state}: {job.text}".rstrip(": ")), soft_wrap=True)
+            for line in job.traceback.splitlines():
+                out.print(Text(f"  {line}"), soft_wrap=True)
+    if not run.active and not all(job.state == DONE for job in run.jobs):
+        out.print(f"to continue: {command('resume', name, runs)}", soft_wrap=True)
+    out.print(f"what it printed: {command('logs', name, runs)}", soft_wrap=True)
+
+
+def command(verb: str, name: str, runs: str, further: Iterable[str] = ()) -> str:
+    """The command line of a verb for a run."""
+    folder = ["--runs", runs] if runs != StatusConfig().runs and "/" not in name else []
+    return shlex.join(["python", "launch.py", verb, name, *folder, *further])

@@ -1,0 +1,165 @@
+"""What a job does, in this process: for the ranks of a submitted job, and for the executors that run it here.
+
+No job looks at its own record: what is planned is done, and what is already there of it is kept.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from agl_core.config import CheckpointConfig, EnsembleConfig, EvaluateConfig, PredictConfig, PrepareConfig
+from agl_core.durable.exits import InterruptedRunError
+from agl_core.durable.guard import Guard
+from agl_core.errors import UserError
+from agl_core.files import write_json
+from agl_core.machine import cores
+from jobs.many import made_of, read_ensemble
+from jobs.pipeline import ENSEMBLE, EVALUATE, PREDICT, PREPARE, REPORT, STAGE, TRUTH
+from jobs.reports import report_run
+from jobs.runs import Run
+from jobs.stages import Place, train_here
+
+BUSY_PAUSE = 10.0  # seconds between two looks whether another job still prepares the same store
+SIGNAL_PAUSE = 1.0  # seconds in which a signal reaches this process after its decoding processes have died of it
+
+
+def carry_out(run_dir: Path, name: str, kind: str, place: Place, watch: bool = False, keyboard: bool = False) -> bool:
+    """Do a job of the run or ensemble in `run_dir` in this process; returns whether a signal came too late to
+    interrupt it. `watch` ends a stage's process if it hangs; `keyboard`: Ctrl-C asks it to save and leave, where there
+    is something to save.
+
+    All jobs but stages leave stages/<name>.json as their last act, except `prepare`, whose end is a sealed store.
+
+    Raises:
+        InterruptedRunError: it was asked to leave before the end; what is done is kept.
+        UserError: something that the user gave is wrong.
+    """
+    run = Run(run_dir)
+    if kind == STAGE:
+        return train_here(run_dir, name, place, watch, keyboard)
+    warnings = run.config().checkpoint if run.exists() else CheckpointConfig()
+    if kind in POLLING:
+        with Guard(warnings.grace, warnings.usr1, keyboard) as guard:
+            facts = POLLING[kind](run, guard)
+            _finish(run, name, facts)
+            return guard.requested
+    with leaving(warnings.usr1):
+        facts = BRIEF[kind](run)
+        if kind != PREPARE:
+            _finish(run, name, facts)
+    return False
+
+
+def _finish(run: Run, name: str, facts: dict[str, Any]) -> None:
+    record = run.stage_record(name)
+    record.parent.mkdir(exist_ok=True)
+    write_json(record, {"finished": True, "time": round(time.time(), 3), **facts})
+
+
+def _predict(run: Run, guard: Guard) -> dict[str, Any]:
+    from agl_core.inference.predict import predict
+
+    config = run.config()
+    asked = PredictConfig(
+        run=run.name,
+        runs=str(run.path.parent),
+        weights=f"{list(config.stages)[-1]}/best",
+        data=config.data,
+        split="test",
+        out=str(run.predictions),
+        unit=config.unit,
+        threads=config.threads,
+    )
+    return {"images": predict(asked, guard), "weights": asked.weights}
+
+
+def _ensemble(run: Run, guard: Guard) -> dict[str, Any]:
+    from agl_core.inference.ensemble import ensemble
+
+    content = read_ensemble(run)
+    members = made_of(content)
+    asked = EnsembleConfig(members=",".join(content.members), out=str(run.predictions), unit=content.unit)
+    return {"images": ensemble(asked, guard), "members": members}
+
+
+def _prepare(run: Run) -> dict[str, Any]:
+    from agl_core.data.ingest import prepare
+    from agl_core.data.layout import StoreBusyError
+
+    config = run.config()
+    asked = PrepareConfig(data=config.data, store=config.store, unit=config.unit, workers=_cores())
+    told = False
+    while True:
+        try:
+            prepare(asked)
+            return {}
+        except StoreBusyError:  # by a run that was launched before this one; then there will be little left to do
+            if not told:
+                print(f"waiting: another process prepares the store {config.store}", flush=True)
+                told = True
+            time.sleep(BUSY_PAUSE)
+        except UserError as error:
+            # Where every process of a job is warned, those that decode die of it, which is no mistake of the user.
+            if isinstance(error.__context__, BrokenProcessPool):
+                time.sleep(SIGNAL_PAUSE)
+            raise
+
+
+def _cores() -> int:
+    """Cores that this process may use: of a node's, those that Slurm has given to the task."""
+    return min(cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", "") or cores()))
+
+
+def _evaluate(run: Run) -> dict[str, Any]:
+    from agl_core.scoring.evaluate import evaluate
+
+    about = read_ensemble(run) if run.is_ensemble() else run.config()
+    asked = EvaluateConfig(
+        predictions=str(run.predictions),
+        truth=str(Path(about.data) / TRUTH),
+        unit=about.unit,
+        json=str(run.score_file),
+    )
+    print(f"{run.name}: score of {run.predictions}", flush=True)
+    return {"score": evaluate(asked).score}
+
+
+def _report(run: Run) -> dict[str, Any]:
+    print(f"report: {report_run(run)}", flush=True)
+    return {}
+
+
+POLLING: dict[str, Callable[[Run, Guard], dict[str, Any]]] = {PREDICT: _predict, ENSEMBLE: _ensemble}
+BRIEF: dict[str, Callable[[Run], dict[str, Any]]] = {PREPARE: _prepare, EVALUATE: _evaluate, REPORT: _report}
+
+
+@contextmanager
+def leaving(usr1: bool = False) -> Iterator[None]:
+    """The first TERM or USR2 (or USR1) raises InterruptedRunError in the work inside, wherever that is; further ones
+    do nothing. For work that may be torn anywhere, since it is short or is continued from what is on the disk."""
+    pid = os.getpid()
+    numbers = [signal.SIGTERM, signal.SIGUSR2, *([signal.SIGUSR1] if usr1 else [])]
+    asked = False
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked or os.getpid() != pid:
+            return
+        asked = True
+        name = signal.Signals(number).name.removeprefix("SIG")
+        raise InterruptedRunError(name, None, "what is done is kept")
+
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # a job's rank has them wait until somebody takes them
+        yield
+    finally:
+        asked = True
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
