@@ -2,13 +2,14 @@
 # make test   set up, then the tests
 # make check  set up, then format, lint and types
 # make drill  set up, then kill a run of two processes 200 times and compare its result bit for bit (an hour)
+# make drill-slurm  set up, then interrupt a run on a real, small Slurm on this machine 150 times (an hour); needs slurm-wlm
 # make setup  the virtual environment alone
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python launch.py
 DEMO := data/demo
 
-.PHONY: setup demo test check drill
+.PHONY: setup demo test check drill drill-slurm
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -18,13 +19,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup
 	$(RUN) world --out $(DEMO) --tiles 640 --size 256 --seed 0
-	$(RUN) prepare --data $(DEMO)
 	$(RUN) --cluster debug --encoder tu-resnet10t --recipe demo --data $(DEMO) --run demo
-	$(RUN) predict --run demo --data $(DEMO) --out predictions/demo
-	$(RUN) evaluate --predictions predictions/demo --truth $(DEMO)/test_truth --json runs/demo/score.json
 
 drill: setup
 	$(RUN) drill --interruptions 200 --signal KILL --processes 2 --workers 2 --steps 400 --seed 0
+
+drill-slurm: setup
+	$(VENV)/bin/python -m tests.slurm.drill --interruptions 150 --steps 900 --seed 0
 
 test: setup
 	$(VENV)/bin/python -m pytest -n auto

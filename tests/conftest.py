@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.slurm.left_out import pytest_terminal_summary as pytest_terminal_summary  # a hook
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # bits are compared: fixed thread count
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach for the network
 
