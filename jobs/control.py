@@ -18,8 +18,11 @@ from jobs.history import DONE, History
 from jobs.many import Several, read_ensemble
 from jobs.runs import Run
 from jobs.settings import Assignments, apply_assignments
-from jobs.standing import ACTIVE, UNKNOWN
+from jobs.standing import ACTIVE, ENDING, UNKNOWN, RunStanding
 from jobs.status import command, standings
+
+ENDING_PATIENCE, ENDING_PAUSE = 180.0, 1.0
+"""Seconds for jobs that are about to end, which save first, and between two looks."""
 
 
 def cancel(config: CancelConfig) -> None:
@@ -168,12 +171,26 @@ def _workers(config: TrainConfig, before: ClusterConfig | None) -> int | None:
 
 
 def _check_active(runs: Sequence[Run], config: ResumeConfig) -> None:
-    for standing in standings(list(dict.fromkeys(runs)), time.time()):
-        if any(job.state in ACTIVE and job.state != UNKNOWN for job in standing.jobs):
-            look = command("status", standing.run, config.runs)
+    """Raise a `UserError` if any of the runs is active; jobs that are about to end, such as after `cancel`, are waited
+    for."""
+    until, told = time.monotonic() + ENDING_PATIENCE, False
+    while active := _active(runs):
+        ending = all(job.state == ENDING for standing in active for job in standing.jobs if job.state in ACTIVE)
+        if not ending or time.monotonic() > until:
+            look = command("status", active[0].run, config.runs)
             raise UserError(
-                f"run {standing.run} is active ({standing.state}): nothing is to be continued, see `{look}`"
+                f"run {active[0].run} is active ({active[0].state}): nothing is to be continued, see `{look}`"
             )
+        if not told:
+            print(f"waiting until the jobs of run {active[0].run} have ended", flush=True)
+        told = True
+        time.sleep(ENDING_PAUSE)
+
+
+def _active(runs: Sequence[Run]) -> list[RunStanding]:
+    """Those of the runs that may still do something, as far as that can be seen."""
+    found = standings(list(dict.fromkeys(runs)), time.time())
+    return [each for each in found if any(job.state in ACTIVE and job.state != UNKNOWN for job in each.jobs)]
 
 
 def _continue(configs: Sequence[TrainConfig], ensemble: str, cluster: ClusterConfig) -> None:

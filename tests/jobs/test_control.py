@@ -279,3 +279,18 @@ def test_an_ensemble_without_its_members_is_refused(run: Run, launched) -> None:
     both.ensemble_file.write_text(to_yaml(EnsembleFile(runs=["gone"])))
     with pytest.raises(UserError, match="none of its runs"):
         again(both)
+
+
+def test_resume_waits_for_jobs_that_are_about_to_end(run: Run, slurm: Path, monkeypatch, capsys) -> None:
+    submit(run, a="17", b="18")
+    (slurm / "queue").write_text("17|COMPLETING|None|1:00|2026-11-22T18:12:00|n0|x\n")
+    continued: list[list[str]] = []
+    monkeypatch.setattr(control, "_continue", lambda configs, *_: continued.append([each.run for each in configs]))
+    monkeypatch.setattr(control.time, "sleep", lambda _: (slurm / "queue").write_text(""))
+    resume(ResumeConfig(run=run.name, runs=str(run.path.parent)), {})
+    assert continued == [["first"]]
+    assert capsys.readouterr().out.count("waiting until the jobs of run first have ended") == 1
+    (slurm / "queue").write_text("17|COMPLETING|None|1:00|2026-11-22T18:12:00|n0|x\n")
+    monkeypatch.setattr(control, "ENDING_PATIENCE", -1.0)
+    with pytest.raises(UserError, match=r"run first is active \(ending\)"):
+        resume(ResumeConfig(run=run.name, runs=str(run.path.parent)), {})

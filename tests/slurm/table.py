@@ -14,7 +14,7 @@ CANCELLED_BY_SLURM = "interrupted, cancelled by preemption, requeue"
 TIME_LIMIT = "interrupted, time limit, requeue"
 CONDUCTOR_DIED = "interrupted, conductor died, requeue"
 CRASHED = "crashed, warned, again"
-ABANDONED = "crashed, requeued, leave"
+OVERTAKEN = "taken over, leave"
 
 
 def once(end: str) -> Expected:
@@ -31,7 +31,7 @@ SHORT_LIMIT = {"time_hours": 0.016, "signal_seconds": 5}  # one minute, the leas
 PREEMPT = Strike("preempt")
 
 # Nobody warns the first one, and it does one step more before it sees that it is not wanted.
-BESIDE = Expected((ABANDONED, DONE), restarts=1, lost=EVERY + 1, overlap=True)
+BESIDE = Expected((OVERTAKEN, DONE), restarts=1, lost=EVERY + 1, overlap=True)
 HELD = {"sbatch": {"exclusive": True, "hold": True}}
 RELEASE = Strike("release", "submitted", frozen=False)  # so that nothing has begun before the command has ended
 
@@ -70,8 +70,9 @@ INTERRUPTED = [
     Scenario("cancelled by preemption after a grace", (PREEMPT,), once(PREEMPTED), in_partition("cancelling_grace")),
     Scenario(
         "submitted without the right to come back",
-        (Strike("forbid requeue", "submitted", frozen=False), PREEMPT),
+        (Strike("forbid requeue", "submitted", frozen=False), RELEASE, PREEMPT),
         once(PREEMPTED),
+        cluster=HELD,
     ),
     Scenario(
         "preempted twice",
