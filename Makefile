@@ -2,7 +2,7 @@
 # make test   set up, then the tests
 # make check  set up, then format, lint and types
 # make drill  set up, then kill a run of two processes 200 times and compare its result bit for bit (an hour)
-# make drill-slurm  set up, then interrupt a run on a real, small Slurm on this machine 150 times (an hour); needs slurm-wlm
+# make drill-slurm  set up, then interrupt a run on a real, small Slurm on this machine 300 times (an hour); needs slurm-wlm
 # make setup  the virtual environment alone
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +25,7 @@ drill: setup
 	$(RUN) drill --interruptions 200 --signal KILL --processes 2 --workers 2 --steps 400 --seed 0
 
 drill-slurm: setup
-	$(VENV)/bin/python -m tests.slurm.drill --interruptions 150 --steps 900 --seed 0
+	$(VENV)/bin/python -m tests.slurm.drill --interruptions 300 --steps 6000 --seed 0
 
 test: setup
 	$(VENV)/bin/python -m pytest -n auto

@@ -39,12 +39,14 @@ class RankEnd:
 @dataclass(frozen=True)
 class AttemptEnd:
     """How an attempt ended: `kind` is done, interrupted, crashed, refused (the user can mend it) or taken over;
-    `by_warning` is true where the signal came from Slurm for sure, and not from a peer's death."""
+    `by_warning` is true where the signal came from Slurm for sure, and not from a peer's death; `elsewhere` where
+    another machine may do better."""
 
     kind: str
     text: str
     traceback: str = ""
     by_warning: bool = False
+    elsewhere: bool = False
 
 
 def end_of(error: BaseException) -> RankEnd:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
+
 from agl_core.config import option
 from agl_core.errors import UserError, valid_choice
 from agl_core.machine import cores
-from jobs.settings import Assignments, apply_assignments, apply_mapping, named_file, read_mapping
+from jobs.settings import Assignments, apply_assignments, apply_mapping, named_file, read_mapping, to_yaml
 
 CLUSTERS = Path(__file__).parent.parent / "cluster_configs"
 
@@ -45,6 +47,8 @@ OWN_OPTIONS = {
     ),
 }
 
+MEMORY_OPTIONS = ("mem", "mem-per-cpu", "mem-per-gpu")  # sbatch takes one of them
+
 SLURM_ONLY = (
     *("memory_gb", "time_hours", "partition", "account", "qos", "constraint", "cpu_partition", "sbatch", "setup"),
     *("wrapper", "python", "network_interface"),
@@ -64,7 +68,9 @@ class ClusterConfig:
     processes: int = option(1, "processes (ranks) per node; with GPUs, one for each")
     gpus_per_node: int | None = option(None, "GPUs per node; 0: use none; null: all that are visible (not for slurm)")
     cpus_per_process: int | None = option(None, "CPU cores for each process; null: an even share (not for slurm)")
-    memory_gb: float | None = option(None, "main memory per node in GB (slurm)")
+    memory_gb: float | None = option(
+        None, "main memory per node in GB; null: as sbatch.mem-per-gpu or the site says (slurm)"
+    )
     time_hours: float | None = option(None, "time limit of one job in hours (slurm)")
     signal_seconds: int = option(180, "how long before the time limit Slurm sends USR2, seconds (slurm)")
     partition: str = option("", "partition to submit to; empty: the site's default (slurm)")
@@ -75,7 +81,7 @@ class ClusterConfig:
         dict, "further options of sbatch by name without dashes; true for a bare flag (slurm)"
     )
     cpu_partition: str = option("", "partition for jobs without GPU; empty: the same as the others' (slurm)")
-    environment: dict[str, str] = option(dict, "environment variables of the job")
+    environment: dict[str, str] = option(dict, "environment variables of the job, literally: no $NAME in them")
     setup: list[str] = option(list, "lines of the sbatch script before the command, such as 'module load cuda' (slurm)")
     wrapper: list[str] = option(
         list, "words before the ranks' python, such as [apptainer, exec, --nv, image.sif] (slurm)"
@@ -100,19 +106,26 @@ class ClusterConfig:
         return max(1, cores() // self.processes)
 
 
-def load_cluster(name: str, overrides: Assignments | None = None) -> ClusterConfig:
+def load_cluster(name: str, overrides: Assignments | None = None, resolve: bool = True) -> ClusterConfig:
     """Read a cluster configuration by its name in cluster_configs/ or by its path, and apply `overrides` to it.
+
+    resolve: whether `${...}` in it is an interpolation; in what `to_yaml` wrote it is not.
 
     Raises:
         UserError: no such file, key or value, or values that do not go together.
     """
     path = named_file("cluster", name, CLUSTERS)
-    config = apply_mapping(ClusterConfig(), read_mapping(path), str(path))
+    config = apply_mapping(ClusterConfig(), read_mapping(path, resolve), str(path))
     try:
         config = apply_assignments(config, overrides or {})
         check(config)
     except UserError as error:
         raise UserError(f"cluster {name}: {error}") from None
+    try:
+        to_yaml(config)  # as every run directory holds it
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cluster {name} holds a '${{' that cannot be kept ({reason}): put it into a script") from None
     return config
 
 
@@ -147,7 +160,7 @@ def check(config: ClusterConfig) -> None:
 
 
 def _check_slurm(config: ClusterConfig) -> None:
-    for name in ("gpus_per_node", "cpus_per_process", "memory_gb", "time_hours"):
+    for name in ("gpus_per_node", "cpus_per_process", "time_hours"):
         if getattr(config, name) is None:
             raise UserError(f"executor slurm needs {name}")
     assert config.time_hours is not None
@@ -165,12 +178,25 @@ def _check_slurm(config: ClusterConfig) -> None:
             f"network_interface is {config.network_interface!r}: give the name of an interface, such as ib0, or "
             "several with commas"
         )
+    for name in ("partition", "account", "qos", "constraint", "cpu_partition"):
+        if "\n" in getattr(config, name):
+            raise UserError(f"{name} is {getattr(config, name)!r}: must be one line")
     for name, value in config.sbatch.items():
-        key = OWN_OPTIONS.get(name.replace("_", "-"))
-        if key is not None:
-            raise UserError(f"sbatch.{name}: " + (f"use the key {key}" if key else "is set by this project, remove it"))
-        if value is False or not isinstance(value, str | int | float):
-            raise UserError(f"sbatch.{name} is {value!r}: must be text, a number, or true for a bare flag")
+        _check_option(config, name, value)
+
+
+def _check_option(config: ClusterConfig, name: str, value: Any) -> None:
+    flag = name.replace("_", "-")
+    key = OWN_OPTIONS.get(flag)
+    if flag in MEMORY_OPTIONS:
+        if config.memory_gb is not None:
+            raise UserError(f"sbatch.{name}: use the key memory_gb, or set memory_gb to null")
+    elif key is not None:
+        raise UserError(f"sbatch.{name}: " + (f"use the key {key}" if key else "is set by this project, remove it"))
+    if "\n" in f"{name}{value}":
+        raise UserError(f"sbatch.{name!r} is {value!r}: name and value must be one line")
+    if value is False or not isinstance(value, str | int | float):
+        raise UserError(f"sbatch.{name} is {value!r}: must be text, a number, or true for a bare flag")
 
 
 def _per_gpu(config: ClusterConfig) -> str:

@@ -12,15 +12,17 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from agl_core.config import TrainConfig
 from agl_core.durable.exits import INTERRUPTED, TAKEN_OVER
+from agl_core.durable.lease import read_lease
+from agl_core.errors import UserError
 from agl_core.reporting.startup import LAUNCHED
-from jobs import scontrol
+from jobs.allocation import ASK_AGAIN, PATIENCE, Allocation, hand_back
 from jobs.attempt import CRASHED, ENDED_WELL, OVERTAKEN, REFUSED, AttemptEnd, judge, read_ends
 from jobs.cluster import ClusterConfig, load_cluster
 from jobs.failure import JobError
@@ -28,45 +30,15 @@ from jobs.history import History, incarnations
 from jobs.ledger import crashes_in_a_row, give_up
 from jobs.pipeline import STAGE
 from jobs.progress import kept, reached
-from jobs.rank import CONDUCTOR, PORT
+from jobs.rank import ATTEMPT, CONDUCTOR, GPUS, MOST_ATTEMPTS, PORT
 from jobs.runs import Run
-from jobs.sbatch import srun_command, tasks
+from jobs.sbatch import gpus_per_node, srun_command, tasks
 from jobs.stages import first_port
-from jobs.why import AGAIN, DONE, GIVE_UP, LEAVE, REQUEUE, UNKNOWN, WAIT, deed, why
+from jobs.why import AGAIN, DONE, GIVE_UP, LEAVE, REQUEUE, UNKNOWN, WAIT, deed
 
 LOOK = 0.1  # seconds between two looks at the run directory
-ASK_AGAIN = 2.0  # seconds between two questions to a Slurm that does not answer
-PATIENCE = 120.0  # seconds after which a job that Slurm neither explains nor ends goes on
+STAND_IN = 20.0  # seconds that a rank has for it, of those between a warning and the kill
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGCONT)
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """What Slurm has given: the job's id, and how often it has been taken back and given anew."""
-
-    job_id: str
-    restart: int
-
-    @classmethod
-    def here(cls) -> "Allocation":
-        """That of this process."""
-        return cls(os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0")))
-
-    def why(self) -> str:
-        """What has happened to the job, as far as Slurm says."""
-        facts = scontrol.show_job(self.job_id)
-        grace = None
-        if facts is not None and facts.preempt_time is not None:
-            grace = scontrol.grace_time(facts.partition)
-        return why(facts, self.restart, grace)
-
-    def hand_back(self) -> str | None:
-        """Have Slurm start the job again later; None, or why it refuses."""
-        refusal = scontrol.requeue(self.job_id)
-        if refusal is not None and "disabled" in refusal and scontrol.allow_requeue(self.job_id):
-            # It came to the queue without the right to come back; its owner may give it that right.
-            refusal = scontrol.requeue(self.job_id)
-        return None if refusal is None or "pending" in refusal.lower() else refusal
 
 
 class Conductor:
@@ -89,8 +61,8 @@ class Conductor:
         """
         before = {number: signal.signal(number, self._told) for number in SIGNALS}
         try:
-            for attempt in range(sys.maxsize):
-                end = self._attempt(attempt)
+            for attempt in range(MOST_ATTEMPTS):
+                end = self._attempt_patiently(attempt)
                 if end.kind == ENDED_WELL:
                     self._note(attempt, end, "", DONE)
                     return
@@ -99,6 +71,19 @@ class Conductor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _attempt_patiently(self, attempt: int) -> AttemptEnd:
+        """An attempt; where this process itself is refused something, by a full disk or a machine without room for
+        another process, it is tried again for a while."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._attempt(attempt)
+            except OSError as error:
+                if self.told or time.monotonic() > until:
+                    return AttemptEnd(CRASHED, f"the ranks could not be started ({error})")
+                say(f"the ranks cannot be started yet ({error})")
+                time.sleep(ASK_AGAIN)
+
     def _attempt(self, attempt: int) -> AttemptEnd:
         """Start all ranks, and wait until they have ended."""
         folder = attempt_folder(self.run, self.name, self.allocation, attempt)
@@ -106,17 +91,19 @@ class Conductor:
         ranks = tasks(self.cluster, self.kind)
         for path in folder.glob("rank*.json"):  # of a conductor with the same numbers that nobody remembers
             path.unlink()
-        self.history.begin(
-            self.name, self.allocation.job_id, self.allocation.restart, attempt, kept(self.run, self.name, self.kind)
-        )
         command = srun_command(self.cluster, self.run, self.name, self.kind, folder)
         environment = {
             **os.environ,
             CONDUCTOR: str(os.getpid()),
             PORT: str(free_port(f"{self.allocation.job_id}.{self.allocation.restart}.{attempt}")),
+            ATTEMPT: str(attempt),
+            GPUS: str(gpus_per_node(self.cluster, self.kind)),
             LAUNCHED: repr(time.time()),
         }
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        self.history.begin(
+            self.name, self.allocation.job_id, self.allocation.restart, attempt, kept(self.run, self.name, self.kind)
+        )
         code = process.wait()
         self._await_ends(folder, ranks, code)
         return judge(read_ends(folder, ranks), code)
@@ -129,6 +116,7 @@ class Conductor:
 
     def _answer(self, attempt: int, end: AttemptEnd) -> None:
         """What is done about an attempt that did not finish the job; returns if there is to be another one here."""
+        end = self._seen_again(end)
         if end.kind == REFUSED:
             self._note(attempt, end, "", GIVE_UP)
             raise JobError(end.text)
@@ -136,27 +124,43 @@ class Conductor:
             self._note(attempt, end, "", LEAVE)
             self._leave(end.text, TAKEN_OVER)
         crashed = end.kind == CRASHED
+        # Everything slow comes before the question: the answer is old as soon as it is there.
+        refusal, last = self._limits_reached(end, crashed)
         reason = self._ask()
         chosen = deed(reason, crashed and not end.by_warning)
         if chosen == WAIT:  # nobody answers and nobody ends this job: going on does no harm
             chosen = LEAVE if self.told else AGAIN
-        if chosen in (AGAIN, REQUEUE):
-            step = reached(self.run, self.name, self.kind)
-            entries = self._entries()
-            times = crashes_in_a_row(entries, self.name, self.allocation.job_id, step)
-            if chosen == AGAIN and (attempt + 1 >= self.limits.inside or times + 1 == self.limits.crashes):
-                chosen = REQUEUE  # perhaps it is the node, or something that passes
-            refusal = give_up(entries, self.name, self.allocation.job_id, crashed, step,
-                              kept(self.run, self.name, self.kind), self.limits)  # fmt: skip
-            if refusal is not None:
-                self._note(attempt, end, reason, GIVE_UP, f"{end.text}; {refusal}")
-                raise JobError(f"{end.text}; {refusal}\n{end.traceback}".rstrip())
-        self._note(attempt, end, reason, chosen)
+        if chosen == AGAIN and (end.elsewhere or last or attempt + 1 >= self.limits.inside):
+            chosen = REQUEUE  # perhaps it is the node, or something that passes
+        if chosen in (AGAIN, REQUEUE) and refusal is not None:
+            self._note(attempt, end, reason, GIVE_UP, f"{end.text}; {refusal}")
+            raise JobError(f"{end.text}; {refusal}\n{end.traceback}".rstrip())
         if chosen == REQUEUE:
-            self._requeue(end, reason)
+            self._requeue(attempt, end, reason)
+        self._note(attempt, end, reason, chosen)
         if chosen == LEAVE:
             self._leave(f"{end.text} ({reason})", INTERRUPTED)
         say(f"{end.text}: starting the ranks again")
+
+    def _seen_again(self, end: AttemptEnd) -> AttemptEnd:
+        """An end in the light of what was before: what could be done once, and is refused now, is no mistake of the
+        user but a file system that is away or a machine that is not as it should be; and a lease that nobody has was
+        not taken over but lost."""
+        if end.kind == REFUSED and self.kind == STAGE and (kept(self.run, self.name, self.kind) or 0) > 0:
+            return replace(end, kind=CRASHED, elsewhere=True)
+        if end.kind == OVERTAKEN and read_lease(self.run.path) is None:
+            return replace(end, kind=CRASHED)
+        return end
+
+    def _limits_reached(self, end: AttemptEnd, crashed: bool) -> tuple[str | None, bool]:
+        """Why the job should not be started again, or None; and whether one more crash like this will be too many."""
+        job, step = self.allocation.job_id, reached(self.run, self.name, self.kind)
+        entries = self._entries()
+        refusal = give_up(
+            entries, self.name, job, crashed, step, kept(self.run, self.name, self.kind), self.limits
+        )  # fmt: skip
+        times = crashes_in_a_row(entries, self.name, job, step) if crashed else 0
+        return refusal, times + 1 == self.limits.crashes
 
     def _entries(self) -> list[dict[str, Any]]:
         with suppress(OSError):  # without a memory the job goes on
@@ -170,15 +174,20 @@ class Conductor:
             time.sleep(ASK_AGAIN)
         return reason
 
-    def _requeue(self, end: AttemptEnd, reason: str) -> NoReturn:
-        until = time.monotonic() + PATIENCE
-        while (refusal := self.allocation.hand_back()) is not None and time.monotonic() < until:
-            time.sleep(ASK_AGAIN)
+    def _requeue(self, attempt: int, end: AttemptEnd, reason: str) -> NoReturn:
+        refusal = hand_back(self.allocation, PATIENCE)
+        if refusal == "":  # it was cancelled meanwhile, or somebody else has handed it back
+            reason = self.allocation.why()
+            self._note(attempt, end, reason, LEAVE)
+            self._leave(f"{end.text} ({reason})", INTERRUPTED)
         if refusal is not None:
-            raise JobError(
+            text = (
                 f"{end.text} ({reason}), and Slurm does not take the job back ({refusal}); continue it with: "
                 f"python launch.py resume {self.run.name}"
             )
+            self._note(attempt, end, reason, GIVE_UP, text)
+            raise JobError(text)
+        self._note(attempt, end, reason, REQUEUE)
         self._leave(f"{end.text} ({reason}): back to the queue", INTERRUPTED)
 
     def _note(self, attempt: int, end: AttemptEnd, reason: str, chosen: str, text: str = "") -> None:
@@ -200,23 +209,35 @@ class Conductor:
 def conduct(run_dir: Path, name: str, kind: str) -> None:
     """Do the job `name` of the run in `run_dir` with the ranks of this allocation; see `Conductor.conduct`."""
     run = Run(run_dir)
-    Conductor(run, name, kind, Allocation.here(), load_cluster(str(run.cluster_file))).conduct()
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            conductor = Conductor(run, name, kind, Allocation.here(), load_cluster(str(run.cluster_file), None, False))
+            break
+        except (OSError, UserError) as error:  # the file system of the runs may be mounted late
+            if time.monotonic() > until:
+                raise
+            say(f"the run cannot be read yet ({error})")
+            time.sleep(ASK_AGAIN)
+    conductor.conduct()
 
 
-def stand_in(run_dir: Path, name: str, kind: str) -> None:
+def stand_in(run_dir: Path, name: str, kind: str, attempt: int) -> None:
     """Hand the job back in the place of a conductor that was killed: called by rank 0, which has been warned of the
     end of the allocation and has saved."""
     run, allocation = Run(run_dir), Allocation.here()
-    reason = allocation.why()
-    chosen = deed(reason, crashed=False)
-    refusal = allocation.hand_back() if chosen == REQUEUE else None
     history = History(run.history)
     open_ones = [each for each in incarnations(history.entries(), name) if each.end is None]
     if not open_ones or open_ones[-1].begin["id"] != allocation.job_id:
         return  # it has left in order, before this rank
+    until = time.monotonic() + STAND_IN
+    while (reason := allocation.why()) == UNKNOWN and time.monotonic() < until:
+        time.sleep(ASK_AGAIN)
+    chosen = deed(reason, crashed=False)
+    refusal = hand_back(allocation, STAND_IN) if chosen == REQUEUE else None
     history.end(
-        name, allocation.job_id, allocation.restart, int(os.environ.get("SLURM_STEP_ID", "0")),
-        reached(run, name, kind), end="interrupted", why=reason, deed=LEAVE if refusal or chosen == WAIT else chosen,
+        name, allocation.job_id, allocation.restart, attempt, reached(run, name, kind),
+        end="interrupted", why=reason, deed=REQUEUE if chosen == REQUEUE and refusal is None else LEAVE,
         text=refusal or "the process that started the ranks was killed",
     )  # fmt: skip
 
@@ -242,6 +263,3 @@ def free_port(name: str) -> int:
 def say(text: str) -> None:
     """A line in the job's log."""
     print(text, file=sys.stderr, flush=True)
-
-
-__all__ = ["STAGE", "Allocation", "Conductor", "attempt_folder", "conduct", "free_port", "stand_in"]

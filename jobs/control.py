@@ -159,7 +159,7 @@ def _last_cluster(run: Run, trained: TrainConfig) -> ClusterConfig | None:
     with suppress(UserError):  # its file may be gone
         named = load_cluster(trained.cluster)
     if run.cluster_file.exists():
-        submitted = load_cluster(str(run.cluster_file))
+        submitted = load_cluster(str(run.cluster_file), resolve=False)
         if named is None or named.executor == submitted.executor:
             return submitted
     return named

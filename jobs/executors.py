@@ -25,7 +25,7 @@ from jobs.submission import submit
 from jobs.why import DONE, GIVE_UP, LEAVE
 from jobs.work import carry_out
 
-CACHES = ("HF_HOME", "HF_HUB_CACHE")
+CACHES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
 
 
 def execute(jobs: Sequence[JobSpec], cluster: ClusterConfig) -> None:

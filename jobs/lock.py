@@ -13,8 +13,9 @@ from jobs.scontrol import queue
 
 
 @contextmanager
-def hold(run: Run) -> Iterator[None]:
+def hold(run: Run, submits: bool = False) -> Iterator[None]:
     """Be the only process that trains the run or submits jobs for it; a folder of which no run became is removed.
+    submits: whether jobs are to be submitted, for which Slurm must say that there are none yet.
 
     The lock ends with the process, however it ends.
 
@@ -35,7 +36,7 @@ def hold(run: Run) -> Iterator[None]:
         except OSError:
             pass  # some network file systems have no locks: training must be possible there too
         try:
-            check_queue(run)
+            check_queue(run, submits)
             file.truncate(0)
             file.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
             file.flush()
@@ -52,11 +53,17 @@ def remember(run: Run, submitted: dict[str, str]) -> None:
     write_json(run.submitted, submitted)
 
 
-def check_queue(run: Run) -> None:
-    """Raise a `UserError` if jobs of the run wait or run under Slurm; where Slurm does not answer, nothing is known."""
+def check_queue(run: Run, submits: bool = False) -> None:
+    """Raise a `UserError` if jobs of the run wait or run under Slurm. Where Slurm does not answer, nothing is known:
+    that is refused if jobs are to be submitted, which would be a second time."""
     if not run.submitted.exists():
         return
     active = queue([str(number) for number in read_json(run.submitted).values()])
+    if active is None and submits:
+        raise UserError(
+            f"Slurm does not answer (squeue), so that jobs of run {run.name} may be active already: try again in a "
+            "while"
+        )
     if active:
         raise UserError(
             f"run {run.name} has jobs in the queue ({', '.join(active)}): wait until they end, or cancel them with "

@@ -3,7 +3,7 @@ says."""
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from jobs.history import CANCEL, CRASHED, DONE, Entry, Incarnation
 from jobs.pipeline import EVALUATE
@@ -33,7 +33,7 @@ def progress(findings: Findings, name: str) -> dict[str, Any]:
     starts, counted = of_kind(own, name, "start"), [event for event in own if isinstance(event.get("step"), int)]
     record = findings.records.get(name, {})
     epochs = [event["epoch"] for event in own if isinstance(event.get("epoch"), int)]
-    scores = [event["score"] for event in of_kind(own, name, "validation") if event.get("score") is not None]
+    scores = [event["score"] for event in of_kind(own, name, "validation") if _is_number(event.get("score"))]
     total = starts[-1].get("steps") if starts else record.get("steps")
     step = record.get("steps", counted[-1]["step"] if counted else None)
     if step is None and name in findings.stages:
@@ -52,9 +52,11 @@ def seconds_left(events: Sequence[dict[str, Any]], stage: str) -> float | None:
     """How long the rest of a stage takes at the rate of its newest steps, validations and saves included; that of an
     earlier start where the last has told of one step only, None if no rate is known."""
     starts, steps = of_kind(events, stage, "start"), of_kind(events, stage, "step")
-    if not starts or not steps:
+    steps = [step for step in steps if _is_number(step.get("step")) and _is_number(step.get("time"))]
+    total = starts[-1].get("steps") if starts else None
+    if not steps or not _is_number(total):
         return None
-    left = max(starts[-1].get("steps", 0) - steps[-1]["step"], 0)
+    left = max(total - steps[-1]["step"], 0)
     for generation in dict.fromkeys(step.get("generation") for step in reversed(steps)):
         recent = [step for step in steps if step.get("generation") == generation][-RECENT:]
         done, seconds = recent[-1]["step"] - recent[0]["step"], recent[-1]["time"] - recent[0]["time"]
@@ -70,10 +72,14 @@ def of_kind(events: Sequence[dict[str, Any]], stage: str, kind: str) -> list[dic
 
 def last_sign(findings: Findings, name: str, newest: Incarnation | None) -> float | None:
     """When a job was last known to do something; unix time."""
-    own = [event["time"] for event in findings.events if event.get("stage") == name and "time" in event]
+    own = [event["time"] for event in findings.events if event.get("stage") == name and _is_number(event.get("time"))]
     signs = own[-1:] + [e["time"] for e in findings.entries if e["job"] == name and e["kind"] != CANCEL][-1:]
     open_ = newest is not None and newest.end is None
     last = bool(findings.events) and findings.events[-1].get("stage") == name
     if findings.lease is not None and name in findings.stages and (open_ or last):  # the lease is the whole run's
         signs.append(findings.lease.renewed)
     return max(signs, default=None)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float)

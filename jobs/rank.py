@@ -15,6 +15,10 @@ from jobs.attempt import recorded
 
 CONDUCTOR = "AGL_CONDUCTOR"  # process id of the conductor, which runs beside rank 0
 PORT = "AGL_PORT"  # where rank 0 waits for the others; of this very attempt
+ATTEMPT = "AGL_ATTEMPT"  # which attempt of this allocation it is, from 0
+GPUS = "AGL_GPUS"  # GPUs that the job has on each node
+WARNINGS = (signal.SIGTERM, signal.SIGUSR2)
+MOST_ATTEMPTS = 1_000_000  # in one allocation
 
 
 def meeting(environment: dict[str, str]) -> str:
@@ -28,16 +32,22 @@ def meeting(environment: dict[str, str]) -> str:
 
 def main(run_dir: Path, name: str, kind: str, folder: Path) -> None:
     """Do this rank's part of the job, and end the process."""
-    # They wait until there is a guard who knows what to do with them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))
     environment = dict(os.environ)
     rank, ranks = int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"])
     with recorded(folder, rank):
+        _hold_back_warnings()
         from jobs.stages import Place
         from jobs.work import carry_out
 
+        restart, attempt = int(environment.get("SLURM_RESTART_COUNT", "0")), int(environment[ATTEMPT])
         place = Place(
-            rank, ranks, int(environment.get("SLURM_LOCALID", "0")), meeting(environment) if ranks > 1 else None
+            rank,
+            ranks,
+            int(environment.get("SLURM_LOCALID", "0")),
+            meeting(environment) if ranks > 1 else None,
+            needs_gpu=int(environment.get(GPUS, "0")) > 0,
+            job=environment["SLURM_JOB_ID"],
+            turn=restart * MOST_ATTEMPTS + attempt,
         )
         try:
             carry_out(run_dir, name, kind, place, watch=True)
@@ -45,8 +55,16 @@ def main(run_dir: Path, name: str, kind: str, folder: Path) -> None:
             if rank == 0 and not _lives(int(environment[CONDUCTOR])):
                 from jobs.conductor import stand_in
 
-                stand_in(run_dir, name, kind)
+                stand_in(run_dir, name, kind, attempt)
             raise
+
+
+def _hold_back_warnings() -> None:
+    """Have warnings wait until there is a guard who knows what to do with them. When he has gone they do nothing: this
+    process is about to end, and has still to say how."""
+    for number in WARNINGS:
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
 
 
 def _lives(pid: int) -> bool:

@@ -61,7 +61,7 @@ class Run:
 
     @property
     def cluster_file(self) -> Path:
-        """The cluster configuration of the last submission to Slurm, with all that the command line changed."""
+        """The cluster configuration of the last start, on Slurm or here, with all that the command line changed."""
         return self.path / "cluster.yaml"
 
     @property

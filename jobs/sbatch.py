@@ -19,6 +19,14 @@ from jobs.pipeline import PREDICT, PREPARE, STAGE, JobSpec
 from jobs.runs import Run
 
 GPU_OPTIONS = ("gres", "gpus", "gpus-per-task", "gpus-per-socket")
+MEMORY_PER_GPU = "mem-per-gpu"
+
+DEAF = (
+    "# What asks the job to leave before its process can hear it must not end it, since it would not come back.",
+    "trap '' TERM USR2",
+)
+"""The first lines of every script. What is ignored stays ignored in the process that takes the shell's place, until
+python sets its handlers; that process then asks Slurm what has happened meanwhile."""
 
 
 def parameters(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence[str] = ()) -> dict[str, Any]:
@@ -29,22 +37,20 @@ def parameters(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence
     predicting with one GPU.
     """
     assert cluster.time_hours is not None
-    assert cluster.memory_gb is not None
     trains = job.kind == STAGE
     gpus = gpus_per_node(cluster, job.kind)
     further = {name.replace("_", "-"): value for name, value in cluster.sbatch.items()}
     own_gpus = any(name in further for name in GPU_OPTIONS)
     if not gpus:
-        further = {name: value for name, value in further.items() if name not in GPU_OPTIONS}
+        further = {name: value for name, value in further.items() if name not in (*GPU_OPTIONS, MEMORY_PER_GPU)}
     whole = trains or job.kind == PREPARE
     chosen: dict[str, Any] = {
-        "job_name": f"{job.run.name}-{job.name}",
+        "job_name": job_name(job),
         "nodes": cluster.nodes if trains else 1,
         "ntasks_per_node": cluster.processes if trains else 1,
         "cpus_per_task": cpus_per_task(cluster, job.kind),
-        "mem": _memory(cluster.memory_gb if whole else cluster.memory_gb / cluster.processes),
+        "mem": _memory(cluster.memory_gb, 1 if whole else cluster.processes),
         "time": math.ceil(cluster.time_hours * 60),
-        "signal_delay_s": cluster.signal_seconds,
         "partition": (cluster.partition if gpus else cluster.cpu_partition or cluster.partition) or None,
         "account": cluster.account or None,
         "qos": cluster.qos or None,
@@ -56,6 +62,8 @@ def parameters(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence
     # Slurm's default for both is the site's choice: a job that is preempted must come back, its log must not be cut.
     # Nothing is read from the working directory, which may be gone when the job comes back.
     additional: dict[str, Any] = {"requeue": True, "open-mode": "append", "chdir": str(job.run.path)}
+    # submitit's own parameter takes the signal from the environment.
+    additional["signal"] = f"USR2@{cluster.signal_seconds}"
     if after:
         chosen["dependency"] = f"afterok:{':'.join(after)}"
         # Otherwise the dependents of a failed job stay in the queue for ever.
@@ -63,7 +71,13 @@ def parameters(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence
     chosen["additional_parameters"] = additional | further
     chosen["setup"] = setup_lines(cluster, code)
     chosen["use_srun"] = False
-    return {name: value for name, value in chosen.items() if value is not None}
+    # submitit's default is a key of its own, which sites that check keys refuse.
+    return {name: value for name, value in chosen.items() if value is not None} | {"wckey": None}
+
+
+def job_name(job: JobSpec) -> str:
+    """Slurm's name of a job."""
+    return f"{job.run.name}-{job.name}"
 
 
 def tasks(cluster: ClusterConfig, kind: str) -> int:
@@ -84,7 +98,8 @@ def gpus_per_node(cluster: ClusterConfig, kind: str) -> int:
 
 
 def setup_lines(cluster: ClusterConfig, code: Path) -> list[str]:
-    """The lines of the script before the command: the site's own, then the environment of the job."""
+    """The lines of the script before the command: deafness to signals, the site's own, then the environment of the
+    job."""
     environment = dict(cluster.environment)
     if cluster.network_interface:
         for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
@@ -94,7 +109,7 @@ def setup_lines(cluster: ClusterConfig, code: Path) -> list[str]:
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     exports.append(f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     exports.append("export PYTHONSAFEPATH=1")  # python would look into the working directory first
-    return [*cluster.setup, *exports]
+    return [*DEAF, *cluster.setup, *exports]
 
 
 def batch_python() -> str:
@@ -138,5 +153,9 @@ def sbatch_text(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequenc
     return str(_make_sbatch_string(command=command(job.run.jobs), folder=job.run.jobs, **chosen))
 
 
-def _memory(gigabytes: float) -> str:
+def _memory(of_node: float | None, parts: int) -> str | None:
+    """What sbatch calls one of equal parts of a node's memory in GB; None leaves it to the site."""
+    if of_node is None:
+        return None
+    gigabytes = of_node / parts
     return f"{int(gigabytes)}GB" if gigabytes == int(gigabytes) else f"{int(gigabytes * 1024)}MB"

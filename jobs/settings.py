@@ -9,7 +9,12 @@ from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 
 from agl_core.config import RECIPES, TrainConfig, options
 from agl_core.errors import UserError
@@ -19,6 +24,7 @@ Config = TypeVar("Config")
 Assignments = dict[str, str]  # what the user typed: dotted key to text
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+INTERPOLATION_ERRORS = (GrammarParseError, InterpolationResolutionError, UnsupportedInterpolationType)
 NULL = ("null", "none", "~", "")
 SPOKEN = {
     int: "a whole number",
@@ -55,7 +61,10 @@ def read_mapping(path: Path, resolve: bool = True) -> dict[str, Any]:
         content = OmegaConf.load(path)
         container = OmegaConf.to_container(content, resolve=resolve)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        hint = ""
+        if isinstance(error, INTERPOLATION_ERRORS):
+            hint = "; for a variable of the shell write $NAME or \\${NAME}"
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}{hint}") from None
     if not isinstance(content, DictConfig):
         raise UserError(f"{path} is not a mapping of keys to values")
     return typing.cast(dict[str, Any], container)

@@ -27,6 +27,12 @@ class Place:
     world_size: int
     local_rank: int
     init_method: str | None
+    needs_gpu: bool = False
+    """Whether the job has asked for GPUs, so that it must not make do without."""
+    job: str = ""
+    """The job that Slurm starts again and again; empty on this machine."""
+    turn: int = 0
+    """Which start of it this is; later ones have higher numbers."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,13 @@ def train_here(run_dir: Path, stage: str, place: Place, watch: bool = False, key
         if place.local_rank == 0:
             read_ahead(Run(run_dir).checkpoints(stage))
         with importing():
+            from agl_core.training.incarnation import JobStart
             from agl_core.training.parallel import Parallel
             from agl_core.training.trainer import train_stage
 
-        with Parallel(place.rank, place.world_size, place.local_rank, place.init_method) as parallel:
-            train_stage(config, stage, run_dir, parallel, guard=guard, watch=watch)
+        with Parallel(place.rank, place.world_size, place.local_rank, place.init_method, place.needs_gpu) as parallel:
+            start = JobStart(place.job, place.turn)
+            train_stage(config, stage, run_dir, parallel, guard=guard, watch=watch, job_start=start)
         return guard.requested
 
 

@@ -69,7 +69,7 @@ def train(asked: TrainConfig | Several, cluster: ClusterConfig) -> None:
             fetch_encoder_weights(config, run, jobs)
     with ExitStack() as held:
         for run in [*runs, *([ensemble] if ensemble is not None else [])]:
-            held.enter_context(hold(run))
+            held.enter_context(hold(run, submits=cluster.executor == "slurm"))
         jobs = _plan(configs, runs, ensemble, content)  # what another launch has done meanwhile is left out
         for config, run in zip(configs, runs, strict=True):
             notes = create(run, config)

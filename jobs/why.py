@@ -7,7 +7,7 @@
 | RUNNING | none | no | | warned (time limit, or by hand) | requeue | again, in this allocation |
 | COMPLETING | set, at EndTime, and the partition has no grace | no | | cancelled by preemption | requeue | requeue |
 | COMPLETING | none | no | TimeLimit | time limit | requeue | requeue |
-| COMPLETING | none | no | JobLaunchFailure, NonZeroExitCode | conductor died | requeue | requeue |
+| COMPLETING | none | no | JobLaunchFailure, OutOfMemory, ... | conductor died | requeue | requeue |
 | COMPLETING | none, or any other | no | None | cancelled | leave | leave |
 | Slurm does not answer | | | | unknown | wait | wait |
 
@@ -34,7 +34,10 @@ REQUEUE, LEAVE, AGAIN, WAIT = "requeue", "leave", "again", "wait"
 GIVE_UP, DONE = "give up", "done"
 
 ALIVE = ("RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT", "CONFIGURING")
-LAUNCH_FAILURES = ("JobLaunchFailure", "NonZeroExitCode", "RaisedSignal")
+LAUNCH_FAILURES = (
+    *("JobLaunchFailure", "NonZeroExitCode", "RaisedSignal", "OutOfMemory", "NodeDown", "SystemFailure", "Prolog"),
+    *("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def why(facts: JobFacts | None, restart_count: int, grace: float | None = None) 
         return TIME_LIMIT
     if facts.preempt_time is not None and facts.state != "CANCELLED" and _was_preempted_away(facts, grace):
         return PREEMPTED_AWAY
-    if facts.reason.partition(":")[0] in LAUNCH_FAILURES or facts.state == "NODE_FAIL":
+    if facts.reason.partition(":")[0] in LAUNCH_FAILURES or facts.state in LAUNCH_FAILURES:
         return CONDUCTOR_DIED
     return CANCELLED
 

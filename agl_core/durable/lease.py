@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from agl_core.durable.lock import PATIENCE, LockTakenError, file_lock
 from agl_core.errors import UserError
@@ -42,6 +43,10 @@ class LeaseRecord:
     renewed: float
     released: float | None
     """When the holder was done with the run; None while it is running, and after it was killed."""
+    job: str = ""
+    """The job that the holder is a start of, where a scheduler starts it again and again; empty if none does."""
+    turn: int = 0
+    """Which start of that job it is: a later one has a higher number."""
 
 
 def read_lease(run_dir: Path) -> LeaseRecord | None:
@@ -58,12 +63,17 @@ def read_lease(run_dir: Path) -> LeaseRecord | None:
 def _parse(text: str) -> LeaseRecord | None:
     try:
         values = json.loads(text)
-        names = [field.name for field in fields(LeaseRecord)]
-        record = LeaseRecord(**{name: values[name] for name in names})
+        needed = [field.name for field in fields(LeaseRecord) if field.default is MISSING]
+        record = LeaseRecord(**{name: values[name] for name in needed}, **_later_fields(values))
     except (ValueError, KeyError, TypeError):
         return None
     whole = isinstance(record.generation, int) and isinstance(record.token, str)
     return record if whole and record.generation > 0 else None
+
+
+def _later_fields(values: Any) -> dict[str, Any]:
+    """Those that the first versions did not have."""
+    return {name: values[name] for name, kind in (("job", str), ("turn", int)) if isinstance(values.get(name), kind)}
 
 
 class Lease:
@@ -86,8 +96,13 @@ class Lease:
         self._depth = 0
 
     @classmethod
-    def take(cls, run_dir: Path, holder: str, above: int = 0, period: float = 30.0) -> "Lease":
+    def take(
+        cls, run_dir: Path, holder: str, above: int = 0, period: float = 30.0, job: str = "", turn: int = 0
+    ) -> "Lease":
         """Take the run over, whoever holds it, and return the lease; `previous` is what it replaces, if readable.
+
+        job, turn: see `LeaseRecord`. A start of a job that comes to life only after a later one has begun, on a machine
+        that the scheduler had lost sight of, does not get the lease from that one: LeaseLostError.
 
         The generation is one more than the one on disk and than `above`, the highest seen elsewhere, which keeps
         generations growing when lease.json was lost. After this returns it survives a power cut. A directory that
@@ -97,6 +112,11 @@ class Lease:
         try:
             with file_lock(run_dir / LOCK):
                 previous = read_lease(run_dir)
+                if previous is not None and job and previous.job == job and previous.turn > turn:
+                    raise LeaseLostError(
+                        f"{run_dir}: a later start of the same job, {_who(previous)}, has the run; this one stops "
+                        "without writing"
+                    )
                 now = time.time()
                 record = LeaseRecord(
                     generation=max(previous.generation if previous else 0, above) + 1,
@@ -108,6 +128,8 @@ class Lease:
                     taken=now,
                     renewed=now,
                     released=None,
+                    job=job,
+                    turn=turn,
                 )
                 write_json(run_dir / LEASE, asdict(record))
         except LockTakenError:

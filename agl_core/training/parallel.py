@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,13 +38,15 @@ class Parallel:
     """One process of `world_size`; as a context manager it owns the process group.
 
     With one process there is no group and every collective is the identity. `init_method` is a `tcp://` or `file://`
-    address that all processes of the group share and that no other group has used.
+    address that all processes of the group share and that no other group has used. `needs_gpu` refuses a machine
+    without a usable GPU, where training would crawl along, and with other last bits: RuntimeError.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     init_method: str | None = None
+    needs_gpu: bool = False
     device: torch.device = field(init=False)
     _control: Any = field(init=False, repr=False, default=None)
     _abandoned: bool = field(init=False, repr=False, default=False)
@@ -59,6 +62,11 @@ class Parallel:
                 )
             # A cluster may show each process its own GPU alone, which then has number 0.
             self.device = torch.device("cuda", self.local_rank % visible)
+        elif self.needs_gpu:
+            raise RuntimeError(
+                f"no GPU can be used on {socket.gethostname()}, though this job has asked for some: the driver does "
+                "not answer, or this torch is not built for it"
+            )
         else:
             self.device = torch.device("cpu")
 

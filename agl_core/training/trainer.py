@@ -17,6 +17,7 @@ from agl_core.inference.predictor import NotFiniteError
 from agl_core.reporting.startup import stopwatch
 from agl_core.training.agreement import Verdict, samples_digest
 from agl_core.training.endings import finish, leave, save_if_hung, save_what_stands
+from agl_core.training.incarnation import JobStart
 from agl_core.training.parallel import Parallel
 from agl_core.training.schedule import learning_rate
 from agl_core.training.step import NOTHING
@@ -44,6 +45,7 @@ def train_stage(
     observe: Observer | None = None,
     guard: Guard | None = None,
     watch: bool = False,
+    job_start: JobStart = JobStart(),  # noqa: B008
 ) -> None:
     """Train `stage` of `config` to its end, continuing from the newest good checkpoint in `run_dir`.
 
@@ -59,7 +61,9 @@ def train_stage(
         LeaseLostError: another incarnation of the run has taken over; nothing more was written.
     """
     with ExitStack() as resources:
-        bench = Workbench(config, stage, run_dir, parallel, guard or Guard.off(), watch, save_if_hung, resources)
+        bench = Workbench(
+            config, stage, run_dir, parallel, guard or Guard.off(), watch, save_if_hung, resources, job_start
+        )
         StageTrainer(bench).run(observe)
 
 

@@ -34,7 +34,7 @@ from agl_core.scoring.score import Score
 from agl_core.training.agreement import Verdict, agree
 from agl_core.training.best import BestWeights
 from agl_core.training.build import Origin
-from agl_core.training.incarnation import begin_incarnation
+from agl_core.training.incarnation import JobStart, begin_incarnation
 from agl_core.training.journal import Journal
 from agl_core.training.parallel import Parallel, default_threads
 from agl_core.training.saver import Saver
@@ -59,6 +59,7 @@ class Workbench:
         watch: bool,
         on_hang: Callable[["Workbench"], None],
         resources: ExitStack,
+        job_start: JobStart = JobStart(),  # noqa: B008
     ) -> None:
         """`resources` ends what runs beside the training and closes the files; `on_hang` is called by the watchdog."""
         self.config, self.name, self.run_dir, self.parallel, self.guard = config, stage, run_dir, parallel, guard
@@ -67,7 +68,7 @@ class Workbench:
         self.stage, number = config.stages[stage], list(config.stages).index(stage)
         self.threads = config.threads or default_threads(parallel.world_size)
         torch.set_num_threads(self.threads)
-        self.lease = begin_incarnation(run_dir, parallel)
+        self.lease = begin_incarnation(run_dir, parallel, job_start)
         incarnation = f"{stage}.{self.lease.generation}"
         self.watchdog = Watchdog(
             run_dir / "stacks" / f"{incarnation}.rank{parallel.rank}.txt",

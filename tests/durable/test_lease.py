@@ -564,3 +564,26 @@ def test_a_process_forked_while_the_lock_is_held_does_not_keep_it(tmp_path: Path
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_start_that_wakes_up_late_does_not_take_the_run_from_a_later_one(tmp_path: Path) -> None:
+    first = Lease.take(tmp_path, "first", job="17", turn=3)
+    second = Lease.take(tmp_path, "second", job="17", turn=4)
+    with pytest.raises(LeaseLostError, match="a later start of the same job"):
+        Lease.take(tmp_path, "first", job="17", turn=3)
+    with second.writing():
+        pass
+    with pytest.raises(LeaseLostError), first.writing():
+        pass
+    for job, turn in (("17", 4), ("17", 5), ("18", 0), ("", 0), ("17", 1)):  # the same one again, and who resumes
+        Lease.take(tmp_path, "next", job=job, turn=turn)
+
+
+def test_a_lease_of_the_first_versions_is_read(tmp_path: Path) -> None:
+    Lease.take(tmp_path, "old", job="17", turn=3)
+    record = json.loads((tmp_path / "lease.json").read_text())
+    del record["job"], record["turn"]
+    (tmp_path / "lease.json").write_text(json.dumps(record))
+    found = read_lease(tmp_path)
+    assert found is not None
+    assert (found.generation, found.job, found.turn) == (1, "", 0)

@@ -5,9 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from agl_core.errors import UserError
 from jobs.cluster import CLUSTERS, ClusterConfig, load_cluster
+from jobs.settings import to_yaml
 
 
 @pytest.mark.parametrize("path", sorted(CLUSTERS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -51,7 +53,12 @@ REFUSED = [
     ("slurm", "processes=2", "processes is 2 but gpus_per_node is 4: each process uses one GPU"),
     ("slurm", "gpus_per_node=null", "executor slurm needs gpus_per_node"),
     ("slurm", "cpus_per_process=null", "executor slurm needs cpus_per_process"),
-    ("slurm", "memory_gb=null", "executor slurm needs memory_gb"),
+    ("slurm", "sbatch.mem=4GB", "use the key memory_gb, or set memory_gb to null"),
+    ("slurm", "sbatch.mem_per_gpu=4GB", "use the key memory_gb, or set memory_gb to null"),
+    ("slurm", "'partition=a\nb'", "partition is 'a\\nb': must be one line"),
+    ("slurm", "'account=a\n'", "must be one line"),
+    ("slurm", "'sbatch={comment: \"a\\nb\"}'", "name and value must be one line"),
+    ("slurm", "'sbatch={\"a\\nb\": c}'", "name and value must be one line"),
     ("slurm", "time_hours=null", "executor slurm needs time_hours"),
     ("slurm", "time_hours=0", "time_hours is 0: must be greater than 0"),
     ("slurm", "memory_gb=inf", "memory_gb is inf"),
@@ -96,6 +103,40 @@ def test_an_unknown_key_in_a_site_s_file_is_answered_with_the_file(tmp_path: Pat
         load_cluster(str(path))
     assert str(path) in str(refusal.value)
     assert "mean processes?" in str(refusal.value)
+
+
+@pytest.mark.parametrize("option", ["mem", "mem-per-cpu", "mem_per_gpu"])
+def test_memory_may_be_asked_for_in_another_option(option: str) -> None:
+    assert load_cluster("slurm", {"memory_gb": "null", f"sbatch.{option}": "4GB"}).sbatch == {option: "4GB"}
+
+
+SETUP = ["export A=$HOME", r"export B=\${HOME}", "line 1\nline 2"]
+
+
+def site_file(folder: Path, *setup: str) -> str:
+    text = {"executor": "slurm", "gpus_per_node": 0, "cpus_per_process": 1, "time_hours": 1, "setup": list(setup)}
+    (folder / "site.yaml").write_text(yaml.safe_dump(text))
+    return str(folder / "site.yaml")
+
+
+def test_a_cluster_with_variables_of_the_shell_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    cluster = load_cluster(site_file(tmp_path, *SETUP))
+    assert cluster.setup == ["export A=$HOME", "export B=${HOME}", "line 1\nline 2"]
+    (tmp_path / "cluster.yaml").write_text(to_yaml(cluster))
+    assert load_cluster(str(tmp_path / "cluster.yaml"), resolve=False) == cluster
+
+
+@pytest.mark.parametrize("line", ["a=${HOME}", "a=${HOME:-x}", "a=${"])
+def test_a_variable_of_the_shell_that_looks_like_an_interpolation_is_answered_with_its_spelling(
+    tmp_path: Path, line: str
+) -> None:
+    with pytest.raises(UserError, match=r"for a variable of the shell write \$NAME or \\\$\{NAME\}$"):
+        load_cluster(site_file(tmp_path, line))
+
+
+def test_what_could_not_be_kept_in_the_run_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be kept .*: put it into a script"):
+        load_cluster(site_file(tmp_path, r"a=\${HOME:-$(pwd)}"))
 
 
 def test_numbers_in_the_environment_of_a_site_are_taken_as_text(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import pytest
 
 from agl_core.config import RestartConfig, TrainConfig
 from agl_core.durable.exits import HUNG, INTERRUPTED, PEER_LOST, TAKEN_OVER
+from agl_core.durable.lease import Lease
 from agl_core.files import write_text
 from agl_core.reporting.startup import LAUNCHED
-from jobs import conductor
+from jobs import allocation, conductor
+from jobs.allocation import Allocation
 from jobs.cluster import ClusterConfig, load_cluster
-from jobs.conductor import Allocation, Conductor, attempt_folder, conduct, free_port, stand_in
+from jobs.conductor import Conductor, attempt_folder, conduct, free_port, stand_in
 from jobs.failure import MISTAKE, JobError
 from jobs.history import Entry, History
 from jobs.pipeline import PREPARE, REPORT, STAGE
@@ -41,7 +43,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     slurm = FakeSlurm(tmp_path / "slurm", monkeypatch)
     slurm.says(RUNNING)
     monkeypatch.setattr(conductor, "PATIENCE", 0.3)
+    monkeypatch.setattr(conductor, "STAND_IN", 0.3)
     monkeypatch.setattr(conductor, "ASK_AGAIN", 0.01)
+    monkeypatch.setattr(allocation, "ASK_AGAIN", 0.01)
     return slurm
 
 
@@ -126,10 +130,52 @@ def test_a_mistake_of_the_user_is_told_and_no_second_try_is_made(run: Run, slurm
 
 
 def test_who_was_taken_over_leaves_without_touching_the_queue(run: Run, slurm: FakeSlurm) -> None:
+    Lease.take(run.path, "another")
     slurm.attempt(78, [{"code": TAKEN_OVER, "text": "another process has the run"}, None])
     assert leaves(run) == TAKEN_OVER
     assert slurm.calls("scontrol") == []
     assert deeds(run) == [("taken over", "", "leave")]
+
+
+def test_a_lease_that_nobody_has_was_lost_and_is_taken_again(run: Run, slurm: FakeSlurm) -> None:
+    slurm.attempt(78, [{"code": TAKEN_OVER, "text": "lease.json is missing"}, None])
+    slurm.attempt(0, [WELL, WELL])
+    work(run)
+    assert deeds(run) == [("crashed", "warned", "again"), ("done", "", "done")]
+
+
+def test_what_could_be_done_once_is_no_mistake_of_the_user(run: Run, slurm: FakeSlurm) -> None:
+    (run.checkpoints("pretrain") / "step_00000040").mkdir(parents=True)
+    slurm.attempt(MISTAKE, [{"code": MISTAKE, "text": "no store at /data/store"}, None])
+    assert leaves(run) == INTERRUPTED
+    assert slurm.calls() == ["scontrol requeue 17"]
+    assert deeds(run) == [("crashed", "warned", "requeue")]
+
+
+def test_a_disk_that_refuses_for_a_moment_ends_nothing(run: Run, slurm: FakeSlurm, monkeypatch) -> None:
+    whole, refused = Path.mkdir, [0]
+
+    def mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.name == "0.0" and refused[0] < 2:
+            refused[0] += 1
+            raise OSError(28, "No space left on device", str(path))
+        whole(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    slurm.attempt(0, [WELL, WELL])
+    work(run)
+    assert (refused, deeds(run)) == ([2], [("done", "", "done")])
+
+
+def test_a_job_that_is_cancelled_while_slurm_refuses_to_take_it_back_stays_cancelled(
+    run: Run, slurm: FakeSlurm
+) -> None:
+    slurm.says(PREEMPTED, CANCELLED)
+    slurm.refuses("Unable to contact slurm controller (connect failure)")
+    slurm.attempt(75, [TERM, TERM])
+    assert leaves(run) == INTERRUPTED
+    assert slurm.calls() == ["scontrol requeue 17"]
+    assert deeds(run) == [("interrupted", "cancelled", "leave")]
 
 
 # ---- crashes
@@ -457,14 +503,15 @@ def test_a_rank_hands_the_job_back_in_the_place_of_its_conductor(
 ) -> None:
     slurm.says(said)
     if refusal:
-        slurm.refuses(refusal)
+        slurm.refuses(*[refusal] * 1000)
     for name, value in {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "0", "SLURM_STEP_ID": "2"}.items():
         monkeypatch.setenv(name, value)
     History(run.history).begin("pretrain", "17", 0, 2, 0)
     for _ in range(2):  # the second time it has been dealt with
-        stand_in(run.path, "pretrain", STAGE)
+        stand_in(run.path, "pretrain", STAGE, 2)
         slurm.says(line("PENDING", restarts=1) if calls else said)
-    assert slurm.calls() == ["scontrol requeue 17"] * calls
+    assert set(slurm.calls()) == {"scontrol requeue 17"} if calls else slurm.calls() == []
+    assert refusal or len(slurm.calls()) == calls
     assert deeds(run) == [expected]
     (end,) = entries(run, "end")
     assert (end["id"], end["restart"], end["attempt"]) == ("17", 0, 2)

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from agl_core.durable.exits import INTERRUPTED, InterruptedRunError
+from agl_core.durable.guard import Guard
 from agl_core.errors import UserError
 from agl_core.files import read_json
 from jobs import conductor, rank
 from jobs import work as works
 from jobs.attempt import RankEnd, read_ends, recorded
 from jobs.failure import MISTAKE
-from jobs.rank import CONDUCTOR, PORT, main, meeting
+from jobs.rank import ATTEMPT, CONDUCTOR, GPUS, MOST_ATTEMPTS, PORT, WARNINGS, main, meeting
 from jobs.stages import Place
 
 TWO_NODES = {"SLURM_NNODES": "2", PORT: "20017"}
@@ -53,8 +54,11 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(conductor, "stand_in", lambda *place: calls.append(place))
     monkeypatch.setattr(rank, "recorded", partial(recorded, leave=leave))
+    handlers = {number: signal.getsignal(number) for number in WARNINGS}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield calls
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -79,6 +83,7 @@ def be(
 
     monkeypatch.setattr(works, "carry_out", carry_out)
     slurm = {"SLURM_PROCID": str(number), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(number), "SLURM_NNODES": "1"}
+    slurm |= {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "2", ATTEMPT: "3", GPUS: "4"}
     for name, value in {**slurm, PORT: "20017", CONDUCTOR: str(boss or os.getpid())}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Left) as left:
@@ -89,18 +94,20 @@ def be(
 def test_a_rank_does_its_part_and_says_that_it_is_done(tmp_path: Path, stood_in, monkeypatch) -> None:
     code, done = be(monkeypatch, tmp_path, None, number=1)
     assert code == 0
-    assert done == [(Path("runs/first"), "pretrain", "stage", Place(1, 2, 1, "tcp://127.0.0.1:20017"), {"watch": True})]
+    place = Place(1, 2, 1, "tcp://127.0.0.1:20017", needs_gpu=True, job="17", turn=2 * MOST_ATTEMPTS + 3)
+    assert done == [(Path("runs/first"), "pretrain", "stage", place, {"watch": True})]
     assert read_ends(tmp_path, 2) == [None, RankEnd(0)]
 
 
 def test_the_only_rank_meets_nobody(tmp_path: Path, stood_in, monkeypatch) -> None:
     monkeypatch.setattr(works, "carry_out", lambda *arguments, **_: done.append(arguments[3]))
     done: list[Place] = []
-    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", CONDUCTOR: "1"}.items():
+    slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_ID": "17", ATTEMPT: "0", CONDUCTOR: "1"}
+    for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Left):
         main(Path("runs/first"), "report", "report", tmp_path)
-    assert done == [Place(0, 1, 0, None)]
+    assert done == [Place(0, 1, 0, None, job="17")]
 
 
 def test_a_rank_that_was_interrupted_leaves_the_rest_to_its_conductor(tmp_path: Path, stood_in, monkeypatch) -> None:
@@ -113,7 +120,7 @@ def test_a_rank_that_was_interrupted_leaves_the_rest_to_its_conductor(tmp_path: 
 def test_rank_0_stands_in_for_a_conductor_that_was_killed(tmp_path: Path, stood_in, monkeypatch) -> None:
     code, _ = be(monkeypatch, tmp_path, InterruptedRunError("TERM", 7), boss=dead())
     assert code == INTERRUPTED
-    assert stood_in == [(Path("runs/first"), "pretrain", "stage")]
+    assert stood_in == [(Path("runs/first"), "pretrain", "stage", 3)]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +148,25 @@ def test_a_warning_during_the_imports_waits_for_who_knows_what_to_do(tmp_path: P
 
 def test_a_real_rank_of_a_run_that_is_gone_ends_with_the_code_of_a_mistake(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.rank", str(tmp_path / "gone"), "pretrain", "stage", str(tmp_path)]
-    environment = {**os.environ, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", CONDUCTOR: str(os.getpid())}
+    slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_ID": "17", ATTEMPT: "0"}
+    environment = {**os.environ, **slurm, CONDUCTOR: str(os.getpid())}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == MISTAKE
     assert done.stdout.startswith("error: ")
     assert str(tmp_path / "gone") in read_json(tmp_path / "rank0.json")["text"]
+
+
+def test_warnings_do_nothing_any_more_when_the_guard_has_gone(tmp_path: Path, stood_in, monkeypatch) -> None:
+    error = InterruptedRunError("TERM", 7)
+
+    def carry_out(*_: Any, **__: Any) -> bool:
+        with Guard():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)  # srun ends the ranks whose peer was a little faster
+        raise error
+
+    be(monkeypatch, tmp_path, None)
+    monkeypatch.setattr(works, "carry_out", carry_out)
+    with pytest.raises(Left) as left:
+        main(Path("runs/first"), "pretrain", "stage", tmp_path)
+    assert left.value.args == (INTERRUPTED,)

@@ -62,7 +62,6 @@ def test_a_stage_asks_for_what_the_cluster_configuration_says() -> None:
         "kill-on-invalid-dep": "yes",
         "output": "/scratch/runs/first/jobs/%j_0_log.out",
         "error": "/scratch/runs/first/jobs/%j_0_log.err",
-        "wckey": "submitit",
     }
 
 
@@ -129,6 +128,18 @@ def test_fractions_of_a_gigabyte_are_asked_for_in_megabytes() -> None:
     assert asked(site(memory_gb=1.5), PREDICT)["mem"] == "384MB"
 
 
+def test_without_a_size_the_memory_is_the_site_s_choice_or_asked_for_in_another_option() -> None:
+    assert not [name for name in asked(site(memory_gb=None), STAGE) if name.startswith("mem")]
+    per_gpu = site(memory_gb=None, sbatch={"mem-per-gpu": "32GB"})
+    assert [kind for kind in KINDS if asked(per_gpu, kind).get("mem-per-gpu")] == [STAGE, PREDICT]
+    assert asked(site(memory_gb=None, sbatch={"mem-per-cpu": "4GB"}), REPORT)["mem-per-cpu"] == "4GB"
+
+
+def test_the_signal_is_the_one_that_is_understood_whatever_the_environment_says(monkeypatch) -> None:
+    monkeypatch.setattr("submitit.slurm.slurm.SlurmJobEnvironment.USR_SIG", "USR1")
+    assert asked(site(signal_seconds=7), STAGE)["signal"] == "USR2@7"
+
+
 def test_a_job_after_several_waits_for_all_of_them() -> None:
     found = asked(site(), ENSEMBLE, "17", "18")
     assert (found["dependency"], found["kill-on-invalid-dep"]) == ("afterok:17:18", "yes")
@@ -182,6 +193,16 @@ def test_the_script_becomes_the_conductor_so_that_signals_reach_it() -> None:
     assert shlex.split(last) == [
         *("exec", sys.executable, "-u", "-m", "submitit.core._submit", "/scratch/runs/first/jobs"),
     ]
+
+
+def test_the_shell_is_deaf_from_its_first_line_until_python_listens() -> None:
+    # The site's line asks the whole shell to leave, as Slurm does with a job that is preempted while it runs.
+    lines = [line for line in lines_of(site(setup=["kill -TERM $$", "kill -USR2 $$"])) if not line.startswith("exec ")]
+    listen = "import signal; print([signal.getsignal(s) is signal.SIG_IGN for s in (signal.SIGTERM, signal.SIGUSR2)])"
+    script = "\n".join([*lines, shlex.join(["exec", sys.executable, "-c", listen])])
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[True, True]\n")
+    assert next(line for line in lines if line and not line.startswith("#")) == "trap '' TERM USR2"
 
 
 def test_setup_comes_before_the_environment_and_both_before_the_command() -> None:

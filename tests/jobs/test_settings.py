@@ -70,7 +70,7 @@ BAD_RECIPES = [
     ("- a\n- b", ["not a mapping"]),
     ("seed: [", ["cannot be read as YAML"]),
     ("seed: 1\nseed: 2", ["cannot be read as YAML", "duplicate"]),
-    ("seed: ${nothing}", ["cannot be read as YAML", "nothing"]),
+    ("seed: ${nothing}", ["cannot be read as YAML", "nothing", r"write $NAME or \${NAME}"]),
 ]
 
 

@@ -198,6 +198,23 @@ def test_the_pause_between_two_starts_does_not_slow_the_rate() -> None:
     assert seconds_left([], "a") is None
 
 
+ODD = [
+    event("start", 100.0, step=0, steps=None),
+    event("start", 100.0),
+    event("step", 100.0),
+    event("step", 100.0, step="x"),
+    {"kind": "step", "stage": "a", "generation": 1, "step": 31},
+    {"kind": "step", "stage": "a", "time": None, "step": 31},
+    event("validation", 170.0, step=31, epoch=3, score="x"),
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_an_odd_event_hides_no_run(odd: dict[str, Any]) -> None:
+    for events in ([odd], [odd, *STEPS], [*STEPS, odd]):
+        assert job(findings(begin(), events=events), RUNS).state == "running"
+
+
 def test_the_lease_is_a_sign_of_life_of_the_stage_that_runs() -> None:
     lease = LeaseRecord(1, "x", "", "n0", 1, 30, 100.0, 9990.0, None)
     found = findings(begin(), events=STEPS, lease=lease)

@@ -74,7 +74,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             n=$((101 + $(ls *.sh 2>/dev/null | wc -l))); cp "$1" $n.sh; echo "Submitted batch job $n" """,
         "srun": "true",
         "squeue": f"""
-            test -e {folder}/queue || exit 1
+            test ! -e {folder}/silent || exit 1
+            test -e {folder}/queue || exit 0
             echo "$3" | tr , '\\n' | grep -x -F -f {folder}/queue | sed 's/$/|PENDING|None|1:00|N\\/A||x/' || true""",
         "scancel": f"echo $* >> {folder}/cancelled",
     }
@@ -414,12 +415,19 @@ def test_a_run_with_jobs_in_the_queue_is_refused_with_their_numbers(
     assert read_json(run_of(config).submitted) == {"a": "104", "b": "105", "report": "106"}
 
 
-def test_a_queue_that_does_not_answer_holds_nothing_up(config: TrainConfig, slurm: Path, monkeypatch) -> None:
+def test_a_queue_that_does_not_answer_lets_nothing_be_submitted_twice(
+    config: TrainConfig, slurm: Path, trained
+) -> None:
     train(config, SLURM)
-    train(config, SLURM)  # squeue fails
+    (slurm / "silent").touch()
+    with pytest.raises(UserError, match=r"Slurm does not answer .* jobs of run first may be active"):
+        train(config, SLURM)
     (slurm / "squeue").unlink()
-    train(config, SLURM)
-    assert (slurm / "109.sh").exists()
+    with pytest.raises(UserError, match="Slurm does not answer"):
+        train(config, SLURM)
+    assert not (slurm / "104.sh").exists()
+    train(config, DEBUG)  # on a machine that has no Slurm
+    assert [stage for stage, _, _ in trained] == ["a", "b"]
 
 
 def test_a_refused_job_takes_back_those_before_it(config: TrainConfig, slurm: Path) -> None:

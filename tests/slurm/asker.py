@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs import scontrol
-from jobs.conductor import Allocation
+from jobs.allocation import Allocation
 
 
 def main(folder: Path, signals: list[str], count: int) -> None:

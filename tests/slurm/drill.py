@@ -1,6 +1,6 @@
 """An hour of preemptions, kills and requeues on a real Slurm, and the same bits in the end.
 
-    python -m tests.slurm.drill --interruptions 150 --steps 900 --seed 0 [--out FOLDER] [--json FILE]
+    python -m tests.slurm.drill --interruptions 300 --steps 6000 --seed 0 [--out FOLDER] [--json FILE]
 
 Trains a tiny run on a small cluster on this machine, once left alone and once interrupted at moments drawn from the
 seed, by everything that a site, a user or an accident can do to a job. Prints what each interruption cost, the goodput,
@@ -71,6 +71,10 @@ class Row:
     resumed: float | None = None
 
 
+class FinishedError(Exception):
+    """The interrupted run has come to its end."""
+
+
 class Drill:
     """The interrupted run, and what has happened to it so far."""
 
@@ -116,12 +120,15 @@ class Drill:
             phase = str(random.choice(["step", "start-up", "validation", "save"], p=[0.6, 0.15, 0.1, 0.15]))
             draw = Interruption("KILL" if kind in UNANNOUNCED else "TERM", kind, phase, *map(float, random.random(3)))
             watch = self.watch("interrupted")
-            row = self._await(watch, draw, starts, count - number - 1, pace)
-            if row is None:  # finished before its last interruptions
+            try:
+                row = self._await(watch, draw, starts, count - number - 1, pace)
+                if row is None:
+                    break
+                starts = len(watch.events("start"))
+                before = lost_steps(watch.run.path, STAGE)
+                self._strike(watch, kind, row)
+            except FinishedError:  # before its last interruptions
                 break
-            starts = len(watch.events("start"))
-            before = lost_steps(watch.run.path, STAGE)
-            self._strike(watch, kind, row)
             row.lost = before  # the difference is taken when the next incarnation has shown where it goes on
             self.rows.append(row)
             tell(row)
@@ -176,6 +183,8 @@ class Drill:
     def _until(self, watch: Watch, there: Callable[[], bool]) -> None:
         def come() -> bool:
             if watch.facts()["JobState"] in FINAL and not there():
+                if watch.run.finished(STAGE):
+                    raise FinishedError
                 raise RuntimeError(f"job {watch.id} is {watch.facts()['JobState']}; see {watch.run.path}")
             return there()
 
@@ -218,14 +227,14 @@ def write_recipe(workplace: Workplace, steps: int) -> None:
     """The recipe of both runs, beside those of the scenarios."""
     stage: dict[str, Any] = {**_STAGE, "length": f"{steps} steps", "validate_every": f"{VALIDATE} steps"}
     base = {**BASE, "checkpoint": {"every": f"{EVERY} steps", "interval": "never", "keep": 3}}
-    recipe = OmegaConf.create({**base, "restart": {"fruitless": 100}, "stages": {STAGE: stage}})
+    recipe = OmegaConf.create({**base, "stages": {STAGE: stage}})
     (workplace.folder / "drill.yaml").write_text(OmegaConf.to_yaml(recipe), encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.drill", description=__doc__.splitlines()[0])
-    for name, default in (("interruptions", 150), ("steps", 900), ("processes", 2), ("seed", 0)):
+    for name, default in (("interruptions", 300), ("steps", 6000), ("processes", 2), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
         "--out", type=Path, help="an empty folder for the runs and their logs; default: a temporary one"

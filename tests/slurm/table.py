@@ -11,7 +11,7 @@ WARNED = "interrupted, warned, requeue"
 REQUEUED = "interrupted, requeued, leave"
 CANCELLED = "interrupted, cancelled, leave"
 CANCELLED_BY_SLURM = "interrupted, cancelled by preemption, requeue"
-TIME_LIMIT = "interrupted, time limit, requeue"
+NOT_STARTED = "crashed, cancelled by preemption, requeue"
 CONDUCTOR_DIED = "interrupted, conductor died, requeue"
 CRASHED = "crashed, warned, again"
 OVERTAKEN = "taken over, leave"
@@ -35,6 +35,14 @@ BESIDE = Expected((OVERTAKEN, DONE), restarts=1, lost=EVERY + 1, overlap=True)
 HELD = {"sbatch": {"exclusive": True, "hold": True}}
 RELEASE = Strike("release", "submitted", frozen=False)  # so that nothing has begun before the command has ended
 
+# The lines of the site take, the first time that the stage is there, until Slurm has warned their shell. Then the ranks
+# cannot be started any more.
+UNTIL_PREEMPTED = """\
+if [[ -z "$SLURM_RESTART_COUNT" && "$SLURM_JOB_NAME" == *-train ]]; then
+  until scontrol show job "$SLURM_JOB_ID" | grep -q PreemptTime=2; do sleep 0.1; done
+  sleep 1
+fi"""
+
 WHOLE = [
     Scenario(undisturbed("one", 1, 1)),
     Scenario(undisturbed("one", 1, 2), processes=2),
@@ -53,6 +61,12 @@ INTERRUPTED = [
     ),
     Scenario("slurmd killed for good", (Strike("slurmd killed"),), BESIDE),
     Scenario("node lost, its processes live on", (Strike("node lost"),), BESIDE),
+    # They come to themselves when the next incarnation trains, and must not take the run from it.
+    Scenario(
+        "node lost while its ranks start",
+        (Strike("node lost", "start-up"),),
+        Expected((OVERTAKEN, DONE), restarts=1, overlap=True),
+    ),
     Scenario("two nodes, preempted", (PREEMPT,), once(PREEMPTED), nodes=2, processes=2),
     Scenario("two nodes, one rank killed", (Strike("kill one"),), Expected((CRASHED, DONE)), nodes=2, processes=2),
     Scenario("preempted in its grace", (PREEMPT,), once(PREEMPTED)),
@@ -97,6 +111,18 @@ INTERRUPTED = [
         (RELEASE, Strike("preempt", "script runs", frozen=False)),
         Expected(restarts=1),
         cluster={**HELD, **in_partition("grace0"), "setup": ['[ -n "$SLURM_RESTART_COUNT" ] || sleep 20']},
+    ),
+    Scenario(
+        "preempted in the lines of the site, mode CANCEL",
+        (RELEASE, Strike("preempt", "script runs", frozen=False)),
+        once(NOT_STARTED),
+        cluster={**HELD, **in_partition("cancelling"), "setup": [UNTIL_PREEMPTED]},
+    ),
+    Scenario(
+        "the lines of the site fail",
+        expected=Expected((), states=("FAILED", "CANCELLED")),
+        cluster={"setup": ["exit 3"]},
+        recipe="two",
     ),
     Scenario("warned by hand", (Strike("warn"),), once(WARNED)),
     Scenario("requeued by hand", (Strike("requeue"),), once(REQUEUED)),

@@ -67,3 +67,10 @@ def test_who_has_given_up_on_the_others_exchanges_nothing_more() -> None:
     parallel.abandon()
     with pytest.raises(PeerLostError, match="has given up on the others"):
         parallel.barrier()
+
+
+def test_a_job_that_has_asked_for_gpus_does_not_make_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Parallel().device.type == "cpu"
+    with pytest.raises(RuntimeError, match=r"no GPU can be used on .*, though this job has asked for some"):
+        Parallel(needs_gpu=True)
