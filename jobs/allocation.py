@@ -42,10 +42,13 @@ class Allocation:
 
 def hand_back(allocation: Allocation, patience: float) -> str | None:
     """Have Slurm start the job again later, if it will within `patience` seconds; None, or why it refuses. "" if the
-    job was cancelled or handed back by somebody else while Slurm refused: a cancelled job could be brought back too."""
+    job was cancelled while Slurm refused: it could be brought back nevertheless."""
     until = time.monotonic() + patience
     while (refusal := allocation.hand_back()) is not None and time.monotonic() < until:
         time.sleep(ASK_AGAIN)
-        if allocation.why() in (CANCELLED, REQUEUED):
+        now = allocation.why()
+        if now == REQUEUED:  # it was done, and the command ended by it before it could say so
+            return None
+        if now == CANCELLED:
             return ""
     return refusal

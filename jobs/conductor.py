@@ -34,7 +34,7 @@ from jobs.rank import ATTEMPT, CONDUCTOR, GPUS, MOST_ATTEMPTS, PORT
 from jobs.runs import Run
 from jobs.sbatch import gpus_per_node, srun_command, tasks
 from jobs.stages import first_port
-from jobs.why import AGAIN, DONE, GIVE_UP, LEAVE, REQUEUE, UNKNOWN, WAIT, deed
+from jobs.why import AGAIN, CANCELLED, DONE, GIVE_UP, LEAVE, REQUEUE, UNKNOWN, WAIT, deed
 
 LOOK = 0.1  # seconds between two looks at the run directory
 STAND_IN = 20.0  # seconds that a rank has for it, of those between a warning and the kill
@@ -111,7 +111,7 @@ class Conductor:
     def _await_ends(self, folder: Path, ranks: int, code: int) -> None:
         """Let the ranks come to their ends where srun has left before them, as it does when a node is declared down."""
         until = time.monotonic() + self.grace
-        while (code == 0 or self.told) and None in read_ends(folder, ranks) and time.monotonic() < until:
+        while code == 0 and None in read_ends(folder, ranks) and time.monotonic() < until:
             time.sleep(LOOK)
 
     def _answer(self, attempt: int, end: AttemptEnd) -> None:
@@ -176,10 +176,9 @@ class Conductor:
 
     def _requeue(self, attempt: int, end: AttemptEnd, reason: str) -> NoReturn:
         refusal = hand_back(self.allocation, PATIENCE)
-        if refusal == "":  # it was cancelled meanwhile, or somebody else has handed it back
-            reason = self.allocation.why()
-            self._note(attempt, end, reason, LEAVE)
-            self._leave(f"{end.text} ({reason})", INTERRUPTED)
+        if refusal == "":
+            self._note(attempt, end, CANCELLED, LEAVE)
+            self._leave(f"{end.text} ({CANCELLED})", INTERRUPTED)
         if refusal is not None:
             text = (
                 f"{end.text} ({reason}), and Slurm does not take the job back ({refusal}); continue it with: "

@@ -178,6 +178,15 @@ def test_a_job_that_is_cancelled_while_slurm_refuses_to_take_it_back_stays_cance
     assert deeds(run) == [("interrupted", "cancelled", "leave")]
 
 
+def test_a_requeue_whose_command_was_ended_by_it_has_worked(run: Run, slurm: FakeSlurm) -> None:
+    slurm.says(PREEMPTED, line("COMPLETING", restarts=1))
+    slurm.refuses("")  # killed together with everything else of the job
+    slurm.attempt(75, [TERM, TERM])
+    assert leaves(run) == INTERRUPTED
+    assert slurm.calls() == ["scontrol requeue 17"]
+    assert deeds(run) == [("interrupted", "preempted", "requeue")]
+
+
 # ---- crashes
 
 CRASHES: list[tuple[str, list[dict[str, Any] | None], int]] = [

@@ -9,7 +9,7 @@ from agl_core.files import read_json
 from jobs.runs import Run
 from tests.slurm.minislurm import FINAL, MiniSlurm
 from tests.slurm.scenario import Scenario, Strike
-from tests.slurm.strikes import DEEDS, Blow
+from tests.slurm.strikes import DEEDS, Blow, release_all
 from tests.slurm.tiny import RECIPES, Workplace
 from tests.slurm.watch import PHASES, Watch, freeze, thaw
 
@@ -46,8 +46,13 @@ class Engine:
         story = Story(scenario, Run(self.workplace.run_dir(scenario)))
         with ExitStack() as after:
             try:
-                self._submit(story)
+                # Nothing begins before somebody watches it.
+                held = any(strike.phase != "submitted" for strike in scenario.strikes) and not _releases(scenario)
+                self._submit(story, held)
                 for strike in scenario.strikes:
+                    if held and strike.phase != "submitted":
+                        held = False
+                        release_all(story.run, self.slurm)
                     self._strike(story, strike, after)
                 self._await_end(story)
                 for _ in range(scenario.expected.runs - 1):
@@ -57,8 +62,8 @@ class Engine:
                 self._tidy(story)
         return story
 
-    def _submit(self, story: Story) -> None:
-        self.workplace.launch(story.scenario, self.slurm)
+    def _submit(self, story: Story, held: bool = False) -> None:
+        self.workplace.launch(story.scenario, self.slurm, held)
         story.ids.append({name: str(id) for name, id in read_json(story.run.submitted).items()})
 
     def _strike(self, story: Story, strike: Strike, after: ExitStack) -> None:
@@ -129,6 +134,11 @@ class Engine:
         if ids:
             self.slurm.run("scancel", "--full", "--signal=KILL", *ids, check=False)
             self.slurm.run("scancel", *ids, check=False)
+
+
+def _releases(scenario: Scenario) -> bool:
+    """Whether the release of its jobs is one of its strikes."""
+    return any(strike.deed == "release" for strike in scenario.strikes)
 
 
 def log_ends(run_dir: Path, lines: int = 30) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agl_core.files import read_json
+from jobs.runs import Run
 from tests.slurm.minislurm import FINAL, MiniSlurm
 from tests.slurm.watch import Watch, freeze, send, thaw
 
@@ -85,8 +86,13 @@ def requeue_at_once(blow: Blow) -> None:
 
 def release(blow: Blow) -> None:
     """All jobs of the run were held, and are not any more."""
-    for id in read_json(blow.watch.run.submitted).values():
-        blow.slurm.run("scontrol", "release", str(id))
+    release_all(blow.watch.run, blow.slurm)
+
+
+def release_all(run: Run, slurm: MiniSlurm) -> None:
+    """Let the jobs of a run's last submission begin."""
+    for id in read_json(run.submitted).values():
+        slurm.run("scontrol", "release", str(id))
 
 
 def forbid_requeue(blow: Blow) -> None:

@@ -111,15 +111,16 @@ class Workplace:
         """The run directory of a scenario."""
         return self.runs / folder_name(scenario.name)
 
-    def launch(self, scenario: Scenario, slurm: MiniSlurm) -> str:
-        """Give the command that submits the scenario's run; what it printed.
+    def launch(self, scenario: Scenario, slurm: MiniSlurm, held: bool = False) -> str:
+        """Give the command that submits the scenario's run, whose jobs are `held` back; what it printed.
 
         Raises:
             RuntimeError: it ended with another exit code than 0.
         """
         cluster = self.folder / f"{folder_name(scenario.name)}.cluster.yaml"
         size = {"nodes": scenario.nodes, "processes": scenario.processes}
-        write_yaml(cluster, {**CLUSTER, **size, **scenario.cluster})
+        values = {**CLUSTER, **size, **scenario.cluster}
+        write_yaml(cluster, {**values, "sbatch": {**values["sbatch"], **({"hold": True} if held else {})}})
         command = [
             *(sys.executable, str(self.checkout(scenario) / "launch.py"), "--cluster", str(cluster)),
             *("--recipe", str(self.folder / f"{scenario.recipe}.yaml")),
