@@ -25,7 +25,7 @@ drill: setup
 	$(RUN) drill --interruptions 200 --signal KILL --processes 2 --workers 2 --steps 400 --seed 0
 
 drill-slurm: setup
-	$(VENV)/bin/python -m tests.slurm.drill --interruptions 300 --steps 6000 --seed 0
+	$(VENV)/bin/python -m tests.slurm.drill --interruptions 300 --steps 12000 --seed 0
 
 test: setup
 	$(VENV)/bin/python -m pytest -n auto

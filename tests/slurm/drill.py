@@ -1,6 +1,6 @@
 """An hour of preemptions, kills and requeues on a real Slurm, and the same bits in the end.
 
-    python -m tests.slurm.drill --interruptions 300 --steps 6000 --seed 0 [--out FOLDER] [--json FILE]
+    python -m tests.slurm.drill --interruptions 300 --steps 12000 --seed 0 [--out FOLDER] [--json FILE]
 
 Trains a tiny run on a small cluster on this machine, once left alone and once interrupted at moments drawn from the
 seed, by everything that a site, a user or an accident can do to a job. Prints what each interruption cost, the goodput,
@@ -234,7 +234,7 @@ def write_recipe(workplace: Workplace, steps: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.drill", description=__doc__.splitlines()[0])
-    for name, default in (("interruptions", 300), ("steps", 6000), ("processes", 2), ("seed", 0)):
+    for name, default in (("interruptions", 300), ("steps", 12000), ("processes", 2), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
         "--out", type=Path, help="an empty folder for the runs and their logs; default: a temporary one"
