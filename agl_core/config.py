@@ -338,7 +338,7 @@ class EvaluateConfig:
 class ReportConfig:
     """`python launch.py report`: what became of a run, in one page."""
 
-    run: str = option("", "name of the run or ensemble to report on", required=True)
+    run: str = option("", "name of the run or ensemble to report on", required=True, positional="one")
     runs: str = option("runs", "folder of all runs")
 
 

@@ -84,7 +84,7 @@ VERBS = {
             "write what became of a run into its report.md",
             "Write runs/<run>/report.md: the settings, what every stage has reached, its validation, every start and "
             "how it ended, and the score. Training does so at its end.",
-            "python launch.py report --run first",
+            "python launch.py report first",
         ),
         Verb(
             "status",

@@ -123,6 +123,8 @@ class MiniSlurm:
     def set_down(self, node: str) -> None:
         """Declare a node down: its job is requeued at once, while the processes are only then told to leave."""
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        # Or a daemon that still has something to say would bring it back into service at once.
+        self.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
 
     def resume(self, node: str) -> None:
         """Take a node that was down back into service, if it has not come back by itself as one that registers does."""
