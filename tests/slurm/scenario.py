@@ -27,8 +27,8 @@ class Expected:
     """How it must end.
 
     ends: what the history says about every incarnation of the job that is struck, "<end>, <why>, <deed>", without empty
-    words, alternatives with "|"; the first and the last are compared where `exact` is false, since Slurm may warn more than
-    once.
+    words, alternatives with "|"; the first and the last are compared where `exact` is false, since Slurm may warn more
+    than once.
     lost: steps that may have been done again. restarts: how often Slurm has taken the job back. states: how Slurm may
     see the jobs of the first submission in the end, if not as COMPLETED. runs: how often the command must be given.
     overlap: whether two incarnations live at once.
