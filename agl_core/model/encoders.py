@@ -13,7 +13,13 @@ from torch import nn
 
 from agl_core.errors import UserError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+DPN = (124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3
+OWN_STATISTICS = {"dpn": DPN, "inception": HALVES, "xception": HALVES, "timm-tf_efficientnet_lite": HALVES}
+"""By the beginning of the name, what ImageNet weights of segmentation-models-pytorch were trained with where it is not
+`IMAGENET`; all take RGB in 0..1. The library itself fetches its tables together with the weights, and a network that
+is trained from elsewhere, or predicts without a connection, must see the same pixels."""
 DEPTH = 5
 
 
@@ -63,14 +69,12 @@ def build_encoder(name: str, weights: str) -> nn.Module:
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (RGB, 0..1) that the encoder's ImageNet weights were trained with."""
+    """Mean and standard deviation (RGB, 0..1) that the encoder's ImageNet weights were trained with; for timm's, those
+    of the weights that its name stands for."""
     if name.startswith("tu-"):
         config = timm.models.get_pretrained_cfg(name[3:])
-        if config is not None and config.mean and config.std:
-            return tuple(config.mean), tuple(config.std)
-    elif name.startswith(("inception", "xception")):
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    return IMAGENET_MEAN, IMAGENET_STD
+        return (tuple(config.mean), tuple(config.std)) if config is not None else IMAGENET
+    return next((own for prefix, own in OWN_STATISTICS.items() if name.startswith(prefix)), IMAGENET)
 
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:

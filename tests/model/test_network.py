@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from agl_core.config import ModelConfig
 from agl_core.errors import UserError
-from agl_core.model.encoders import build_encoder, normalisation
+from agl_core.model.encoders import build_encoder
 from agl_core.model.network import GeoposeNet
 from agl_core.model.weights import load_state, load_weights, read_header, save_weights
 
@@ -64,12 +64,6 @@ def test_channels_last_changes_the_layout_and_not_the_answer() -> None:
     plain = model(IMAGE, CITY, GSD)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.testing.assert_close(model(IMAGE, CITY, GSD).agl, plain.agl, atol=1e-4, rtol=1e-4)
-
-
-def test_pixels_are_normalised_by_the_encoders_own_statistics() -> None:
-    assert normalisation("efficientnet-b7")[0] == (0.485, 0.456, 0.406)
-    assert normalisation("tu-tf_efficientnetv2_l")[0] == (0.5, 0.5, 0.5)
-    assert normalisation("inceptionv4")[1] == (0.5, 0.5, 0.5)
 
 
 def test_weights_come_back_whole(tmp_path: Path) -> None:
