@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = [
-    ["agl_core.errors", "agl_core.files", "agl_core.machine"],
+    ["agl_core.errors", "agl_core.files", "agl_core.machine", "agl_core.compiled", "agl_core.opencv"],
     ["agl_core.config", "agl_core.geometry"],
     ["agl_core.reporting"],
     ["agl_core.data"],

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from agl_core.compiled import machine_code
 from agl_core.data.tiles import UNKNOWN
 from agl_core.errors import UserError
 
@@ -77,9 +78,7 @@ def _size(heights: NDArray[Any]) -> str:
 def _compiled() -> Callable[..., tuple[np.int64, ...]]:
     # Here, since it takes a tenth of a second at the start of a training, which scores nothing before its first
     # validation.
-    import numba
-
-    return cast(Callable[..., tuple[np.int64, ...]], numba.njit(cache=True, nogil=True)(_sum_block))
+    return machine_code(_sum_block)
 
 
 def _sum_block(truth: NDArray[np.uint16], predicted: NDArray[np.uint16]) -> tuple[np.int64, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any, TypeVar, cast
 
-from numba import njit
+from agl_core.compiled import machine_code
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,4 +44,4 @@ def compiled(function: F) -> F:
     )
     keyed.__module__, keyed.__qualname__, keyed.__doc__ = plain.__module__, plain.__qualname__, plain.__doc__
     keyed.__annotations__ = plain.__annotations__
-    return cast(F, njit(cache=True)(keyed))
+    return cast(F, machine_code(keyed))
