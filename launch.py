@@ -25,7 +25,8 @@ MENDABLE = {
 # Verb: the function that does it, imported only when it is needed, so that `--help` is quick.
 DOES = {
     "world": "agl_core.world.dataset.render_world",
-    "prepare": "agl_core.data.ingest.prepare",
+    "prepare": "agl_core.data.prepare.ingest.prepare",
+    "augment": "agl_core.data.augment.sheet.augment",
     "predict": "agl_core.inference.predict.predict",
     "ensemble": "agl_core.inference.ensemble.ensemble",
     "evaluate": "agl_core.scoring.evaluate.evaluate",

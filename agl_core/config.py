@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPES = Path(__file__).parent / "recipes"
+CODECS = ("auto", "zstd", "raw")
 
 
 def option(
@@ -41,12 +42,36 @@ def options(config: type[Any] | object) -> Iterator["Field[Any]"]:
 
 @dataclass
 class AugmentConfig:
-    """Chances of the exact operations, each applied with its label rule (see `agl_core.geometry`)."""
+    """Chances of the augmentations and how far they go; each is drawn by itself, for every visit of a tile anew.
+
+    Geometric ones change the labels with the image (see `agl_core.geometry`); photometric ones change the image alone.
+    """
 
     rot90: float = option(0.0, "chance of a rotation by 90, 180 or 270 degrees or none, drawn evenly")
     flip_horizontal: float = option(0.0, "chance of a horizontal flip")
     flip_vertical: float = option(0.0, "chance of a vertical flip")
     transpose: float = option(0.0, "chance of swapping x and y")
+    stretch: float = option(0.0, "chance of multiplying all heights, surfaces moved accordingly (tiles with a pose)")
+    stretch_most: float = option(2.0, "largest factor of the heights")
+    stretch_highest: float = option(200.0, "metres above which no height is stretched")
+    view: float = option(0.0, "chance of a new view direction, surfaces moved accordingly (tiles with a pose)")
+    view_degrees: float = option(30.0, "largest change of the angle, either way")
+    view_least: float = option(0.7, "least factor of the scale")
+    view_most: float = option(1.3, "largest factor of the scale")
+    rotate: float = option(0.0, "chance of a rotation by any angle")
+    rotate_degrees: float = option(180.0, "largest rotation, either way")
+    zoom: float = option(0.0, "chance of magnifying or reducing the image")
+    zoom_least: float = option(0.7, "least magnification")
+    zoom_most: float = option(1.3, "largest magnification")
+    dropout: float = option(0.0, "chance of square holes of 32 pixels")
+    blur: float = option(0.0, "chance of one of five blurs")
+    brightness: float = option(0.0, "chance of another brightness and contrast")
+    tone: float = option(0.0, "chance of one of gamma, colour jitter and tone curve")
+    noise: float = option(0.0, "chance of one of two noises")
+    fancy_pca: float = option(0.0, "chance of a shift along the main axes of the colours (fancy PCA)")
+    fog: float = option(0.0, "chance of fog")
+    shadow: float = option(0.0, "chance of shadows of clouds or of what stands outside")
+    sun_flare: float = option(0.0, "chance of a sun flare")
 
 
 @dataclass
@@ -207,6 +232,15 @@ class TrainConfig:
     unit: str = option(
         "cm", "unit of the data set's files, for preparing a store that is missing", choices=("cm", "m"), identity=False
     )
+    codec: str = option(
+        "auto", "codec of a store that has to be prepared: see `prepare --help`", choices=CODECS, identity=False
+    )
+    stage_in: str = option(
+        "",
+        "folder on the node's own disk or in its memory (/tmp, '$TMPDIR', /dev/shm) to which the store is copied at "
+        "the start, if there is room; none: read it where it lies; default: the cluster's",
+        identity=False,
+    )
     dry_run: bool = option(False, "show what would be run or submitted, and stop", identity=False)
     until: str = option(
         "report",
@@ -275,6 +309,19 @@ class PrepareConfig:
     data: str = option("", "folder of the data set (geopose_train.csv, metadata.csv, train/)", required=True)
     store: str = option("", "folder to write the store to; default: <data>/store")
     unit: str = option("cm", "unit of the data set's AGL and VFLOW files", choices=("cm", "m"))
+    codec: str = option(
+        "auto",
+        "how tiles are kept, without loss: zstd, compressed to about half; raw, twice as fast to read where memory "
+        "holds it all; auto: that of the store, zstd for a new one",
+        choices=CODECS,
+    )
+    bad_tiles: str = option(
+        "list", "list: go on, and list all bad tiles at the end; stop: end at the first", choices=("list", "stop")
+    )
+    check: bool = option(
+        False, "verify a store that is there, value by value and against the data set's files, and change nothing"
+    )
+    redo: str = option("", "ids of tiles to make again, whatever the store has of them: A,B,...")
     workers: int | None = option(None, "decoding processes; default: one per core")
 
 
@@ -319,6 +366,18 @@ class EnsembleConfig:
         required=True,
     )
     unit: str = option("cm", "unit of the members' files and of those written", choices=("cm", "m"))
+
+
+@dataclass
+class AugmentSheetConfig:
+    """`python launch.py augment`: draw a tile under each augmentation, to see whether its labels still fit."""
+
+    data: str = option("", "folder of the data set (geopose_train.csv, metadata.csv, train/)", required=True)
+    out: str = option("", "PNG file to write", required=True)
+    unit: str = option("cm", "unit of the data set's AGL and VFLOW files", choices=("cm", "m"))
+    tile: str = option("", "id of the tile; default: the tallest of a few")
+    crop: int = option(256, "side of the square crop, pixels")
+    seed: int = option(0, "seed of what is drawn at random: the crop, and how far each operation goes")
 
 
 @dataclass

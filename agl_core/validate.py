@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agl_core.config import (
+    AugmentConfig,
+    AugmentSheetConfig,
     DrillConfig,
     EnsembleConfig,
     EvaluateConfig,
@@ -39,6 +41,9 @@ def at_least(least: int) -> Rule:
 SEED: Rule = (lambda value: 0 <= value < 2**32, f"0 to {2**32 - 1}")
 CROP: Rule = (lambda value: value > 0 and value % STRIDE == 0, f"a positive multiple of {STRIDE}")
 
+HALF_TURN: Rule = (lambda value: 0 <= value <= 180, "between 0 and 180")
+CHANCES = tuple(field.name for field in options(AugmentConfig) if field.metadata["help"].startswith("chance"))
+
 RULES: dict[type[Any], dict[str, Rule]] = {
     TrainConfig: {
         "seed": SEED,
@@ -63,10 +68,15 @@ RULES: dict[type[Any], dict[str, Rule]] = {
         "crop": CROP,
         "batch": at_least(1),
         "micro_batch": at_least(1),
-        "augment.rot90": PROBABILITY,
-        "augment.flip_horizontal": PROBABILITY,
-        "augment.flip_vertical": PROBABILITY,
-        "augment.transpose": PROBABILITY,
+        **{f"augment.{name}": PROBABILITY for name in CHANCES},
+        "augment.stretch_most": at_least(1),
+        "augment.stretch_highest": POSITIVE,
+        "augment.view_degrees": HALF_TURN,
+        "augment.view_least": POSITIVE,
+        "augment.view_most": POSITIVE,
+        "augment.rotate_degrees": HALF_TURN,
+        "augment.zoom_least": POSITIVE,
+        "augment.zoom_most": POSITIVE,
         "loss.agl": NOT_NEGATIVE,
         "loss.direction": NOT_NEGATIVE,
         "loss.scale": NOT_NEGATIVE,
@@ -92,6 +102,7 @@ RULES: dict[type[Any], dict[str, Rule]] = {
         "overlap": NOT_NEGATIVE,
         "threads": at_least(1),
     },
+    AugmentSheetConfig: {"crop": at_least(32), "seed": SEED},
     EnsembleConfig: {},
     EvaluateConfig: {},
     ReportConfig: {},
@@ -156,6 +167,12 @@ def _check_train(config: TrainConfig) -> None:
                 "so call the stage something else"
             )
         _check_rules(stage, f"{key}.")
+        for group in ("view", "zoom"):
+            least, most = getattr(stage.augment, f"{group}_least"), getattr(stage.augment, f"{group}_most")
+            if least > most:
+                raise UserError(
+                    f"{key}.augment.{group}_least is {least:g} but {group}_most is {most:g}: it must not be greater"
+                )
         Span.parse(stage.length, f"{key}.length")
         Span.parse(stage.validate_every, f"{key}.validate_every")
         if stage.batch % stage.micro_batch:

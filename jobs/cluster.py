@@ -91,6 +91,9 @@ class ClusterConfig:
     post_mortem: bool = option(True, "open the debugger where training crashes, on a terminal (debug)")
     workers: int = option(0, "data loading processes per rank, where --workers is not given; 0: in the rank itself")
     threads: int | None = option(None, "CPU threads per rank, where --threads is not given; null: cores / processes")
+    stage_in: str = option(
+        "", "folder of each node for a copy of the store, where --stage-in is not given: $TMPDIR, /dev/shm; empty: none"
+    )
 
     @property
     def world_size(self) -> int:
@@ -144,6 +147,8 @@ def check(config: ClusterConfig) -> None:
     for name in config.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UserError(f"environment has a variable {name!r}: use letters, digits and _, and no digit first")
+    if config.stage_in not in ("", "none") and not config.stage_in.startswith(("/", "$")):
+        raise UserError(f"stage_in is {config.stage_in!r}: give a full path, which may begin with a $VARIABLE, or none")
     if config.executor == "slurm":
         _check_slurm(config)
         return

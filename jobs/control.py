@@ -129,7 +129,10 @@ def resume(config: ResumeConfig, cluster_keys: Assignments) -> None:
     configs = [replace(each.config(), run=each.name, runs=str(each.path.parent)) for each in runs]
     before, cluster = find_cluster(config, cluster_keys, runs[0], configs[0])
     if config.cluster:
-        configs = [replace(each, cluster=config.cluster, workers=_workers(each, before)) for each in configs]
+        configs = [
+            replace(each, cluster=config.cluster, workers=_workers(each, before), stage_in=_stage_in(each, before))
+            for each in configs
+        ]
     for each in configs:
         check_processes(each, cluster)
     _continue(configs, run.name if run.is_ensemble() else "", cluster)
@@ -168,6 +171,11 @@ def _last_cluster(run: Run, trained: TrainConfig) -> ClusterConfig | None:
 def _workers(config: TrainConfig, before: ClusterConfig | None) -> int | None:
     """The data loading processes on another cluster: its own number, unless the user had chosen one."""
     return None if before is not None and config.workers == before.workers else config.workers
+
+
+def _stage_in(config: TrainConfig, before: ClusterConfig | None) -> str:
+    """The folder for a copy of the store on another cluster, likewise."""
+    return "" if before is not None and config.stage_in == before.stage_in else config.stage_in
 
 
 def _check_active(runs: Sequence[Run], config: ResumeConfig) -> None:

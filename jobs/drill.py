@@ -229,7 +229,7 @@ def _check(config: DrillConfig) -> None:
 
 
 def _build_world(folder: Path, config: DrillConfig) -> Path:
-    from agl_core.data.ingest import prepare
+    from agl_core.data.prepare.ingest import prepare
     from agl_core.world.dataset import render_world
 
     render_world(WorldConfig(out=str(folder), tiles=TILES, size=max(96, config.crop + 32), seed=0))

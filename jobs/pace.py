@@ -26,13 +26,15 @@ def _reason(end: Entry | None) -> str:
 
 
 def progress(findings: Findings, name: str) -> dict[str, Any]:
-    """step, steps, epoch, epochs and score of a stage, and the score of the predictions for the job that makes it."""
+    """step, steps, epoch, epochs, score and data_wait of a stage, and the score of the predictions for the job that
+    makes it."""
     if name == EVALUATE:
         return {"score": findings.official if name in findings.records else None}
     own = [event for event in findings.events if event.get("stage") == name]
     starts, counted = of_kind(own, name, "start"), [event for event in own if isinstance(event.get("step"), int)]
     record = findings.records.get(name, {})
     epochs = [event["epoch"] for event in own if isinstance(event.get("epoch"), int)]
+    waits = [event["data_wait"] for event in of_kind(own, name, "step") if _is_number(event.get("data_wait"))]
     scores = [event["score"] for event in of_kind(own, name, "validation") if _is_number(event.get("score"))]
     total = starts[-1].get("steps") if starts else record.get("steps")
     step = record.get("steps", counted[-1]["step"] if counted else None)
@@ -45,6 +47,7 @@ def progress(findings: Findings, name: str) -> dict[str, Any]:
         "epoch": all_epochs if done else (epochs[-1] if epochs else None),
         "epochs": all_epochs,
         "score": record.get("score", max(scores, default=None)),
+        "data_wait": waits[-1] if waits else None,
     }
 
 

@@ -111,8 +111,8 @@ def _plan_ensemble(config: TrainConfig, ensemble: Run, predictions: tuple[str, .
 
 
 def settle(config: TrainConfig, cluster: ClusterConfig, run: Run) -> TrainConfig:
-    """The configuration with everything filled in that depends on the place: names, workers, threads, and the full
-    paths of folders and files, since jobs run elsewhere."""
+    """The configuration with everything filled in that depends on the place: names, workers, threads, stage-in, and
+    the full paths of folders and files, since jobs run elsewhere."""
     data = str(Path(config.data).absolute()) if config.data else ""
     store = config.store or (str(Path(data) / "store") if data else "")
     return replace(
@@ -125,7 +125,13 @@ def settle(config: TrainConfig, cluster: ClusterConfig, run: Run) -> TrainConfig
         stages={name: replace(stage, start=_full_path(stage.start)) for name, stage in config.stages.items()},
         workers=cluster.workers if config.workers is None else config.workers,
         threads=cluster.default_threads() if config.threads is None else config.threads,
+        stage_in=_on_node(config.stage_in) or cluster.stage_in,
     )
+
+
+def _on_node(folder: str) -> str:
+    """The full path of a folder of the nodes, whose variables are theirs."""
+    return folder if folder in ("", "none") or folder.startswith("$") else str(Path(folder).absolute())
 
 
 def _full_path(text: str) -> str:
@@ -140,13 +146,13 @@ def store_missing(config: TrainConfig) -> bool:
 
 
 def _sealed(path: Path) -> bool:
-    from agl_core.data.layout import read_meta, shared_mapping
+    from agl_core.data.store.layout import read_meta, shared_mapping
 
     if not (path / "data.mdb").is_file():
         return False
     mapping = shared_mapping(path)
     meta = read_meta(path, mapping.environment)
-    return meta is not None and meta["entries"] is not None
+    return meta is not None and meta["sealed"] is not None
 
 
 def check_data(config: TrainConfig) -> None:

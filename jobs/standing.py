@@ -47,7 +47,7 @@ class JobStanding:
     """One job. detail: what the state means here; steps, epochs: in total; score: best validated so far, of `evaluate`
     that of the predictions; reasons: of its restarts, with their number; last_sign: unix time; seconds_left: at its
     recent rate; limit_left: seconds of the time limit; start: when Slurm expects to start it; text, traceback: of an
-    end that was not a good one."""
+    end that was not a good one; data_wait: share of the time (0 to 1) that its newest steps have waited for data."""
 
     job: str
     state: str
@@ -66,6 +66,7 @@ class JobStanding:
     start: str = ""
     text: str = ""
     traceback: str = ""
+    data_wait: float | None = None
 
 
 @dataclass(frozen=True)

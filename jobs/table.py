@@ -17,6 +17,8 @@ from jobs.standing import ACTIVE, ENDING, NOT_STARTED, RUNNING, JobStanding, Run
 WIDTH = 180  # columns where the output is no terminal
 COLOURS = {DONE: "green", RUNNING: "bold green", ENDING: "green", NOT_STARTED: "dim"}
 Column = tuple[str, Callable[[JobStanding], str]]
+DATA: Column = ("data", lambda job: "" if job.data_wait is None else f"{job.data_wait:.0%}")
+"""How much of the time goes by in waiting for data."""
 
 
 def console() -> Console:
@@ -33,11 +35,11 @@ def overview(runs: Sequence[RunStanding], now: float) -> Table:
 
 def details(run: RunStanding, now: float) -> Table:
     """One row for each job of a run."""
-    return _table(["job"], [[job.job] for job in run.jobs], run.jobs, now)
+    return _table(["job"], [[job.job] for job in run.jobs], run.jobs, now, [DATA])
 
 
-def table_columns(jobs: Sequence[JobStanding], now: float) -> list[Column]:
-    """The columns after the state that have something to say about any of the jobs."""
+def table_columns(jobs: Sequence[JobStanding], now: float, further: Sequence[Column] = ()) -> list[Column]:
+    """The columns after the state that have something to say about any of the jobs; `further` ones come last."""
     columns: list[Column] = [
         ("id", lambda job: job.id),
         ("step", lambda job: of(job.step, job.steps)),
@@ -48,7 +50,7 @@ def table_columns(jobs: Sequence[JobStanding], now: float) -> list[Column]:
         ("left", lambda job: "" if job.seconds_left is None else span(job.seconds_left)),
         ("time limit", lambda job: "" if job.limit_left is None else f"in {span(job.limit_left)}"),
     ]
-    return [(name, column) for name, column in columns if any(map(column, jobs))]
+    return [(name, column) for name, column in [*columns, *further] if any(map(column, jobs))]
 
 
 def of(part: int | None, total: int | None) -> str:
@@ -83,13 +85,21 @@ def moment(start: str) -> str:
         return start
 
 
-def _table(first: Sequence[str], names: Sequence[Sequence[str]], jobs: Sequence[JobStanding], now: float) -> Table:
-    table, columns = Table(box=SIMPLE_HEAD, pad_edge=False), table_columns(jobs, now)
+def _table(
+    first: Sequence[str],
+    names: Sequence[Sequence[str]],
+    jobs: Sequence[JobStanding],
+    now: float,
+    further: Sequence[Column] = (),
+) -> Table:
+    table, columns = Table(box=SIMPLE_HEAD, pad_edge=False), table_columns(jobs, now, further)
     for name in first:
         table.add_column(name, no_wrap=True)
     table.add_column("state")
     for name, _ in columns:
-        table.add_column(name, no_wrap=name != "restarts", justify="right" if name in ("score", "left") else "left")
+        table.add_column(
+            name, no_wrap=name != "restarts", justify="right" if name in ("score", "left", "data") else "left"
+        )
     for row, job in zip(names, jobs, strict=True):
         table.add_row(*map(Text, row), _state(job), *(Text(column(job)) for _, column in columns))
     return table

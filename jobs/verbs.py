@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agl_core.config import (
+    AugmentSheetConfig,
     CancelConfig,
     DrillConfig,
     EnsembleConfig,
@@ -54,7 +55,9 @@ VERBS = {
             "prepare",
             PrepareConfig,
             "build the store that training reads from a data set's files",
-            "Read the train images and heights of a data set once and build the LMDB store that training reads.",
+            "Read the train images and heights of a data set once and build the LMDB store that training reads. Killed "
+            "at any moment and given again, it does the rest; files that were changed are read again. With --check it "
+            "verifies a store and changes nothing.",
             "python launch.py prepare --data data/world",
         ),
         Verb(
@@ -117,6 +120,14 @@ VERBS = {
             "Continue a run that has ended before it was done, with the settings that it was begun with, where it ran "
             "last or elsewhere; of an ensemble, what is left of its members too.",
             "python launch.py resume first",
+        ),
+        Verb(
+            "augment",
+            AugmentSheetConfig,
+            "draw a tile under each augmentation, to see whether its labels still fit",
+            "Draw one tile of a data set as a PNG file: under each geometric augmentation, with its heights and with "
+            "arrows from the tops of walls to the ground that the labels say, and under each photometric one.",
+            "python launch.py augment --data data/world --out sheet.png",
         ),
         Verb(
             "drill",

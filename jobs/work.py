@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,7 +15,6 @@ from typing import Any
 from agl_core.config import CheckpointConfig, EnsembleConfig, EvaluateConfig, PredictConfig, PrepareConfig
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.guard import Guard
-from agl_core.errors import UserError
 from agl_core.files import write_json
 from agl_core.machine import cores
 from jobs.many import made_of, read_ensemble
@@ -26,7 +24,6 @@ from jobs.runs import Run
 from jobs.stages import Place, train_here
 
 BUSY_PAUSE = 10.0  # seconds between two looks whether another job still prepares the same store
-SIGNAL_PAUSE = 1.0  # seconds in which a signal reaches this process after its decoding processes have died of it
 
 
 def carry_out(run_dir: Path, name: str, kind: str, place: Place, watch: bool = False, keyboard: bool = False) -> bool:
@@ -89,11 +86,11 @@ def _ensemble(run: Run, guard: Guard) -> dict[str, Any]:
 
 
 def _prepare(run: Run) -> dict[str, Any]:
-    from agl_core.data.ingest import prepare
-    from agl_core.data.layout import StoreBusyError
+    from agl_core.data.prepare.ingest import prepare
+    from agl_core.data.store.layout import StoreBusyError
 
     config = run.config()
-    asked = PrepareConfig(data=config.data, store=config.store, unit=config.unit, workers=_cores())
+    asked = PrepareConfig(data=config.data, store=config.store, unit=config.unit, codec=config.codec, workers=_cores())
     told = False
     while True:
         try:
@@ -104,11 +101,6 @@ def _prepare(run: Run) -> dict[str, Any]:
                 print(f"waiting: another process prepares the store {config.store}", flush=True)
                 told = True
             time.sleep(BUSY_PAUSE)
-        except UserError as error:
-            # Where every process of a job is warned, those that decode die of it, which is no mistake of the user.
-            if isinstance(error.__context__, BrokenProcessPool):
-                time.sleep(SIGNAL_PAUSE)
-            raise
 
 
 def _cores() -> int:

@@ -165,7 +165,7 @@ def test_a_bad_source_file_is_named_and_leaves_no_store_to_train_from(
 def test_a_store_of_another_version_is_refused(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agl_core.data import layout
+    from agl_core.data.store import layout
 
     monkeypatch.setattr(layout, "VERSION", layout.VERSION + 1)
     said = refused(train(), capfd, here)

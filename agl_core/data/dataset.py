@@ -2,60 +2,27 @@
 
 import math
 import sys
-import typing
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from multiprocessing.process import BaseProcess
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from agl_core.config import StageConfig
-from agl_core.data.augment import draw_symmetry
+from agl_core.data.batch import Batch, Buffers, Packed, Refusal, places_of, unpack
 from agl_core.data.order import MicroBatch, Order, SampleKey
-from agl_core.data.seeding import WorkerInit, sample_generator, seed_worker
+from agl_core.data.sampling import make_sample
+from agl_core.data.seeding import SampleStreams, WorkerInit, sample_generator, seed_worker
 from agl_core.data.store import Store
-from agl_core.data.tiles import UNKNOWN
-from agl_core.geometry import Pose, apply, apply_pose
-
-
-class Batch(NamedTuple):
-    """A micro-batch as it travels to the device: small integers, converted there.
-
-    image: (B, 3, S, S) uint8; agl: (B, S, S) uint16 centimetres, 65535 unknown; scale: (B,) float32 pixels per metre
-    and angle: (B,) float32 radians, NaN where the tile has no vector flow; gsd: (B,) float32 metres per pixel;
-    city: (B,) int64; epoch and sample: (B,) int64, the sample keys.
-    """
-
-    image: Tensor
-    agl: Tensor
-    scale: Tensor
-    angle: Tensor
-    gsd: Tensor
-    city: Tensor
-    epoch: Tensor
-    sample: Tensor
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One crop. rgb: (S, S, 3) uint8; agl: (S, S) uint16 centimetres, 65535 unknown; pose of the crop or None."""
-
-    rgb: NDArray[np.uint8]
-    agl: NDArray[np.uint16]
-    pose: Pose | None
-    gsd: float
-    city: int
+from agl_core.errors import UserError
 
 
 class CropDataset(Dataset[Any]):
     """Crops of the tiles `tiles` of a store, addressed by `SampleKey`.
 
     `sample` in a key is a position in `tiles`. The pixels depend on the key alone, not on the process, the worker or
-    anything read before. Tiles smaller than the crop are padded at the right and bottom, black and unknown.
+    anything read before. What lies outside a tile is black and unknown.
     """
 
     def __init__(
@@ -65,49 +32,46 @@ class CropDataset(Dataset[Any]):
         self.seed, self.stage, self.rank = seed, stage, rank
         self._city = {city: position for position, city in enumerate(store.cities)}
         self._epoch: int | None = None
+        self._buffers = Buffers()
 
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def __getitem__(self, key: SampleKey) -> Sample:
-        generator = sample_generator(self.seed, self.stage, key.epoch, key.sample)
-        number = self.tiles[key.sample]
-        entry = self.store.entries[number]
-        size = self.config.crop
-        height, width = min(size, entry.height), min(size, entry.width)
-        top = int(generator.integers(entry.height - height + 1))
-        left = int(generator.integers(entry.width - width + 1))
-        rgb, agl = self.store.read_crop(number, top, left, height, width)
-        if (height, width) != (size, size):
-            missing = ((0, size - height), (0, size - width))
-            rgb = np.pad(rgb, (*missing, (0, 0)))
-            agl = np.pad(agl, missing, constant_values=UNKNOWN)
-        symmetry = draw_symmetry(self.config.augment, generator)
-        pose = None
-        if entry.scale is not None and entry.angle is not None:
-            pose = apply_pose(Pose(entry.scale, entry.angle), symmetry)
-        return Sample(apply(rgb, symmetry), apply(agl, symmetry), pose, entry.gsd, self._city[entry.city])
-
-    def __getitems__(self, keys: list[SampleKey]) -> Batch:
-        """A whole micro-batch at once, written into one array per kind."""
+    def __getitems__(self, keys: list[SampleKey]) -> Packed | Refusal:
+        """A whole micro-batch, in shared memory if this is a worker process."""
         self._seed_globals(keys[0].epoch)
-        size, count = self.config.crop, len(keys)
-        image = np.empty((count, 3, size, size), np.uint8)
-        agl = np.empty((count, size, size), np.uint16)
-        labels = np.empty((3, count), np.float32)
-        city = np.empty(count, np.int64)
+        count, size = len(keys), self.config.crop
+        if get_worker_info() is not None:
+            buffer = self._buffers.take(count, size)
+        else:
+            buffer = torch.empty(places_of(count, size)[-1] + 1, dtype=torch.uint8)
+        try:
+            self.fill(unpack(buffer, count, size), keys)
+        except UserError as error:
+            return Refusal(str(error))
+        return Packed(buffer)
+
+    def fill(self, batch: Batch, keys: Sequence[SampleKey]) -> None:
+        """Write the samples `keys` into the tensors of `batch`.
+
+        Raises:
+            UserError: the store is damaged.
+        """
+        image, agl, scale, angle, gsd, city, epoch, sample = (part.numpy() for part in batch)
         for place, key in enumerate(keys):
-            sample = self[key]
-            image[place] = sample.rgb.transpose(2, 0, 1)
-            agl[place] = sample.agl
-            pose = sample.pose
-            labels[:, place] = (pose.scale, pose.angle, sample.gsd) if pose else (math.nan, math.nan, sample.gsd)
-            city[place] = sample.city
-        scale, angle, gsd = map(torch.from_numpy, labels)
-        visits = torch.tensor(keys, dtype=torch.int64)
-        return Batch(
-            torch.from_numpy(image), torch.from_numpy(agl), scale, angle, gsd, torch.from_numpy(city), *visits.unbind(1)
-        )
+            number = self.tiles[key.sample]
+            pose, gsd[place] = make_sample(
+                self.store,
+                number,
+                self.config,
+                SampleStreams(self.seed, self.stage, key.epoch, key.sample),
+                sample_generator(self.seed, self.stage, key.epoch, key.sample),
+                image[place],
+                agl[place],
+            )
+            scale[place], angle[place] = (pose.scale, pose.angle) if pose is not None else (math.nan, math.nan)
+            city[place] = self._city[self.store.entries[number].city]
+            epoch[place], sample[place] = key
 
     def _seed_globals(self, epoch: int) -> None:
         """In a worker process, give the global generators the stream of the epoch that begins."""
@@ -132,6 +96,31 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+class Batches:
+    """The micro-batches of one process, in order; `workers` are the processes that read them ahead.
+
+    Who is done with one should `release` it, or its memory is not used again.
+    """
+
+    def __init__(self, loader: Any, config: StageConfig) -> None:
+        """`loader`: iterator over what `CropDataset.__getitems__` returns."""
+        self._loader, self._config = loader, config
+
+    @property
+    def workers(self) -> list[BaseProcess]:
+        """The data loading processes."""
+        return list(getattr(self._loader, "_workers", []))
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        found = next(self._loader)
+        if isinstance(found, Refusal):
+            raise UserError(found.text)
+        return unpack(found.buffer, self._config.micro_batch, self._config.crop)
+
+
 def batches(
     dataset: CropDataset,
     order: Order,
@@ -141,11 +130,11 @@ def batches(
     world_size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Batches:
     """The micro-batches of process `rank` in the steps `start` to `stop`, in order, read ahead by `workers` processes.
 
     With 0 workers the crops are cut in this process. The batches are the same for any number of workers. To be called
-    in the thread that takes the batches.
+    in the thread that takes the batches, which raise `UserError` where the store is damaged.
     """
     config = dataset.config
     loader: Any = DataLoader(
@@ -159,4 +148,4 @@ def batches(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws a base seed from it and not from the global generator
     )
-    return typing.cast(Iterator[Batch], iter(loader))
+    return Batches(iter(loader), config)

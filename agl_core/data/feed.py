@@ -3,10 +3,10 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
-from agl_core.data.dataset import Batch, CropDataset, batches
+from agl_core.data.batch import Batch, release
+from agl_core.data.dataset import Batches, CropDataset, batches
 from agl_core.data.order import Order
 from agl_core.data.shield import end_workers, worker_fork
 
@@ -35,8 +35,9 @@ class Feed:
         config = dataset.config
         self._each = len(range(rank, config.batch // config.micro_batch, world_size))
         self._notes: list[str] = []
+        self._given: list[Batch] = []
         self._closed = threading.Event()
-        self._loader: Iterator[Batch] | None = None
+        self._loader: Batches | None = None
         self._read: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=1)
         self._thread: threading.Thread | None = None
         if workers > 0:
@@ -46,9 +47,15 @@ class Feed:
     def take(self, give_up: Callable[[], bool] = lambda: False) -> list[Batch] | None:
         """The micro-batches of the next step, or None if `give_up` says so before they are there.
 
+        They are good until the next call, after which others are written to their memory.
+
         Raises:
+            UserError: the store is damaged at a tile of this step.
             RuntimeError: data loading processes die again and again.
         """
+        for batch in self._given:
+            release(batch)
+        self._given = []
         while not give_up():
             if self._thread is None:
                 return self._step()
@@ -58,6 +65,7 @@ class Feed:
                 continue
             if isinstance(found, BaseException):
                 raise found
+            self._given = found
             return found
         return None
 
@@ -113,15 +121,15 @@ class Feed:
 
     def _lost_a_worker(self) -> bool:
         """Whether one of the data loading processes is dead, or will be found to be in a moment."""
-        workers = getattr(self._loader, "_workers", [])
+        workers = self._loader.workers if self._loader is not None else []
         until = time.monotonic() + NOTICED
         while not (lost := any(not worker.is_alive() for worker in workers)) and time.monotonic() < until:
             time.sleep(0.01)
         return lost
 
     def _end_workers(self) -> None:
-        loader: Any = self._loader
-        end_workers(getattr(loader, "_workers", []))
+        loader = self._loader
+        end_workers(loader.workers if loader is not None else [])
         self._loader = None
 
 

@@ -14,21 +14,27 @@ import numpy as np
 
 from agl_core.data.shield import shield_worker
 
-ORDER, SAMPLE, FORWARD, INITIAL, WORKER = range(5)
+ORDER, SAMPLE, FORWARD, INITIAL, WORKER, AUGMENT = range(6)
+
+OPERATIONS = (
+    "stretch", "view", "rotate", "zoom",
+    "dropout", "blur", "brightness", "tone", "noise", "fancy_pca", "fog", "shadow", "sun_flare",
+)  # fmt: skip
+"""The augmentations with a stream of their own each; new ones come last, since the position is the stream's name."""
 
 _WORD = 2**64
 _HALF = 2**32
 
 
-def _stream(seed: int, purpose: int, stage: int, first: int, second: int) -> np.random.Generator:
-    """The Philox stream of key (seed, purpose and stage) and counter (0, 0, first, second).
+def _stream(seed: int, purpose: int, stage: int, first: int, second: int, part: int = 0) -> np.random.Generator:
+    """The Philox stream of key (seed, purpose and stage) and counter (0, part, first, second).
 
-    The low two words of the counter are the stream's own: 2^128 blocks before it would touch its neighbour.
+    The lowest word of the counter is the stream's own: 2^64 blocks before it would touch its neighbour.
     """
     if not 0 <= seed < _WORD or not 0 <= stage < _HALF:
         raise ValueError(f"seed must be in 0 ... 2^64 - 1 and stage in 0 ... 2^32 - 1, got {seed} and {stage}")
     key = np.array([seed, purpose * _HALF + stage], dtype=np.uint64)
-    counter = np.array([0, 0, first, second], dtype=np.uint64)
+    counter = np.array([0, part, first, second], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
@@ -38,8 +44,26 @@ def order_generator(seed: int, stage: int, epoch: int) -> np.random.Generator:
 
 
 def sample_generator(seed: int, stage: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of the crop and the augmentation of sample `index` in `epoch`."""
+    """The generator of the place of the crop and of its symmetry, of sample `index` in `epoch`."""
     return _stream(seed, SAMPLE, stage, epoch, index)
+
+
+@dataclass(frozen=True)
+class SampleStreams:
+    """The streams of the augmentations of sample `index` in `epoch`, one for each of `OPERATIONS`.
+
+    What one of them draws, or whether it is used at all, does not move the others.
+    """
+
+    seed: int
+    stage: int
+    epoch: int
+    index: int
+
+    def __call__(self, operation: str) -> np.random.Generator:
+        """A new generator at the beginning of the stream of `operation`."""
+        part = OPERATIONS.index(operation)
+        return _stream(self.seed, AUGMENT, self.stage, self.epoch, self.index, part)
 
 
 def forward_seed(seed: int, stage: int, step: int, micro_batch: int) -> int:

@@ -20,6 +20,8 @@ def worker_fork() -> Iterator[None]:
     A worker of torch's DataLoader, which forks them in `iter(loader)`, would otherwise die of a TERM in its first
     milliseconds. What reaches this process meanwhile is delivered at the end of the block.
     """
+    if (opencv := sys.modules.get("cv2")) is not None:
+        opencv.setNumThreads(1)  # other code may have had it start threads, for which a fork would wait for ever
     before = signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
     try:
         yield

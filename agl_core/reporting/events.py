@@ -7,14 +7,18 @@ trainer:
 |---|---|
 | start | step, steps, epochs, world_size, device, precision, threads, parameters, tiles, skipped |
 | startup | step, seconds (by item of `agl_core.reporting.startup`), total; after the first step of each start |
-| step | step, epoch, lr, loss, agl_loss, direction_loss, scale_loss, crops_per_second |
+| stage-in | step, outcome (copied, continued, found, in place), where, bytes, seconds, processes, reason |
+| step | step, epoch, lr, loss, agl_loss, direction_loss, scale_loss, crops_per_second, data_wait |
 | validation | step, epoch, score, cities, seconds |
 | checkpoint | step, stall (seconds that training waited), seconds (of the whole write), bytes |
 | skip | step, losses (text: they are not finite) |
 | rollback | step, to (the step whose state it went back to) |
 | interruption | step, signal, saved (the step of the newest checkpoint) |
+| refusal | step, text (what the user must mend), saved (the step of the newest checkpoint) |
 | warning | step, text |
 | finish | step, score |
+
+`data_wait` is the share of the time of training, since the event before, that steps have waited for data (0 to 1).
 
 A run that is interrupted and goes back to a checkpoint appends the steps after it a second time; `read_events` gives
 each step once, as the run that counted had it. What an earlier incarnation still writes after a later one has begun is

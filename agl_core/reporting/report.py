@@ -25,7 +25,8 @@ class Validation:
 
 @dataclass(frozen=True)
 class Stage:
-    """What the events of a stage amount to; `seconds` is the time from its starts to their ends, all together."""
+    """What the events of a stage amount to; `seconds` is the time from its starts to their ends, all together,
+    `data_wait` the share of the time of training that steps have waited for data, if the events know it."""
 
     name: str
     finished: bool
@@ -37,6 +38,7 @@ class Stage:
     seconds: float = 0.0
     where: str = ""
     curve: list[Validation] = field(default_factory=list)
+    data_wait: float | None = None
 
     @property
     def best(self) -> Validation | None:
@@ -88,7 +90,21 @@ def read_stage(events: Sequence[Mapping[str, Any]], stage: str, finished: bool, 
         seconds=seconds,
         where=f"{last.get('world_size', 1)} x {last.get('device', '?')}, {last.get('precision', '?')}",
         curve=[_validation(event) for event in own if event["kind"] == "validation"],
+        data_wait=_data_wait(own),
     )
+
+
+def _data_wait(own: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of the stage's time of training that steps have waited for data: the mean of what its events say, each
+    counting by the steps since the one before, with each step taken to last as long as another."""
+    waited, steps, before = 0.0, 0, 0
+    for event in own:
+        if event["kind"] == "step" and isinstance(event.get("data_wait"), int | float):
+            waited += event["data_wait"] * (event["step"] - before)
+            steps += event["step"] - before
+        if event["kind"] in ("start", "step"):
+            before = event["step"]
+    return waited / steps if steps else None
 
 
 def _validation(event: Mapping[str, Any]) -> Validation:
@@ -148,10 +164,11 @@ def _stage_table(stages: Sequence[Stage]) -> str:
                 f"{best.score:.4f} at step {best.step}" if best is not None else "none",
                 str(stage.starts),
                 duration(stage.seconds),
+                "" if stage.data_wait is None else f"{stage.data_wait:.0%}",
                 stage.where,
             ]
         )
-    return table(["stage", "state", "steps", "epochs", "best score", "starts", "time", "on"], rows)
+    return table(["stage", "state", "steps", "epochs", "best score", "starts", "time", "waiting for data", "on"], rows)
 
 
 def _curve(stage: Stage) -> list[str]:

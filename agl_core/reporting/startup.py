@@ -8,6 +8,7 @@
 | device | the GPU is this process's own (nothing on a CPU) |
 | rendezvous | the processes have met |
 | lease | the first process holds the run, and all know it |
+| stage-in | the store is on this node (only where that is asked for) |
 | store | the index of the store is read |
 | checkpoint | the newest good checkpoint is read, the same in all processes |
 | model | network and optimizer are built and hold their state |

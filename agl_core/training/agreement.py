@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import xxhash
 
-from agl_core.data.dataset import Batch
+from agl_core.data.batch import Batch
 from agl_core.durable.exits import PeerLostError
 from agl_core.training.parallel import Parallel
 from agl_core.training.step import Computed
@@ -24,7 +24,8 @@ class Verdict:
     losses: of the whole global batch (total, AGL, direction, scale), added up in the order of ranks; samples: 64-bit
     digest of its sample keys; finite: losses and gradients are finite everywhere; signal: number of a signal that asks
     some process to leave, 0 for none; seconds_left: until the first of them is killed, inf if nobody is; save: the
-    first process wants a checkpoint.
+    first process wants a checkpoint; waited: seconds that the one which waited longest has waited for its data;
+    refused: some process cannot go on for a reason that the user can mend.
     """
 
     losses: list[float]
@@ -33,10 +34,19 @@ class Verdict:
     signal: int
     seconds_left: float
     save: bool
+    waited: float = 0.0
+    refused: bool = False
 
 
 def agree(
-    parallel: Parallel, computed: Computed, samples: int, signal: int, seconds_left: float, save: bool
+    parallel: Parallel,
+    computed: Computed,
+    samples: int,
+    signal: int,
+    seconds_left: float,
+    save: bool,
+    waited: float = 0.0,
+    refused: bool = False,
 ) -> Verdict:
     """Exchange what each process has found; every process must call it.
 
@@ -44,7 +54,7 @@ def agree(
         PeerLostError: another process is gone, or was out of reach when gradients were exchanged.
     """
     high, low = divmod(samples, _HALF)  # a double holds 53 bits
-    own = [*computed.losses, high, low, computed.finite, signal, seconds_left, save, computed.norm]
+    own = [*computed.losses, high, low, computed.finite, signal, seconds_left, save, computed.norm, waited, refused]
     rows = [row.tolist() for row in parallel.gather(torch.tensor(own, dtype=torch.float64))]
     norms = [row[10] for row in rows]
     # An exchange of gradients that was broken off leaves anything in them, and says nothing. GPUs of different kinds
@@ -59,6 +69,8 @@ def agree(
         signal=int(max(row[7] for row in rows)),
         seconds_left=min(row[8] for row in rows),
         save=bool(rows[0][9]),
+        waited=max(row[11] for row in rows),
+        refused=any(row[12] for row in rows),
     )
 
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 from agl_core.durable.chain import ChainLog
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.lease import LeaseLostError
+from agl_core.errors import UserError
 from agl_core.files import write_json
 from agl_core.model.weights import save_weights
 from agl_core.training.agreement import Verdict
@@ -68,20 +69,41 @@ def leave(bench: Workbench, verdict: Verdict) -> NoReturn:
     """Save, if there is time, and say that the run was interrupted."""
     step, name = bench.state.step, signal.Signals(verdict.signal).name.removeprefix("SIG")
     if bench.parallel.first:
-        bench.watchdog.beat("save")
-        try:
-            bench.best.write()
-            if step and not bench.saver.save(bench.state, verdict.seconds_left):
-                bench.journal.warn(step, f"a checkpoint would not fit into the {verdict.seconds_left:.0f} s left")
-        except OSError as error:
-            bench.journal.warn(step, f"the state of step {step} could not be saved ({error})")
-        bench.saver.look(bench.journal, bench.chain, step)
+        _save_last(bench, verdict.seconds_left)
         bench.journal.event("interruption", step, signal=name, saved=bench.saver.last_good)
         with suppress(OSError):
             bench.lease.release(step)
     # The others wait here: the first of them to end would have all ended on some clusters.
     saved = bench.parallel.text_of_first(str(bench.saver.last_good or ""))
     raise InterruptedRunError(name, int(saved) if saved else None)
+
+
+def refuse(bench: Workbench, reason: str) -> NoReturn:
+    """Save, and say in every process why the first of them that has a `reason` cannot go on; the others have none.
+
+    The processes come here together: one that went alone would be a lost peer to the others, who know no reason.
+    """
+    reason = bench.parallel.any_text(reason)
+    if bench.parallel.first:
+        _save_last(bench, bench.guard.remaining())
+        bench.journal.event("refusal", bench.state.step, text=reason, saved=bench.saver.last_good)
+        with suppress(OSError):
+            bench.lease.release(bench.state.step)
+    bench.parallel.barrier()
+    raise UserError(reason)
+
+
+def _save_last(bench: Workbench, seconds_left: float) -> None:
+    """The first process's last save before all leave; a disk that refuses it does not change how they leave."""
+    step = bench.state.step
+    bench.watchdog.beat("save")
+    try:
+        bench.best.write()
+        if step and not bench.saver.save(bench.state, seconds_left):
+            bench.journal.warn(step, f"a checkpoint would not fit into the {seconds_left:.0f} s left")
+    except OSError as error:
+        bench.journal.warn(step, f"the state of step {step} could not be saved ({error})")
+    bench.saver.look(bench.journal, bench.chain, step)
 
 
 def save_what_stands(bench: Workbench) -> int | None:

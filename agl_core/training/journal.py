@@ -19,6 +19,7 @@ class Journal:
         self._stage, self._order = stage, order
         self._events, self._scalars, self._progress = events, scalars, progress
         self._refused = False
+        self._data: dict[str, str] = {}
 
     def event(self, kind: str, step: int, **values: Any) -> None:
         """One line of events.jsonl."""
@@ -35,13 +36,16 @@ class Journal:
 
     def advance(self, loss: float | None = None) -> None:
         """One step more is done."""
-        self._progress.advance(1, **({} if loss is None else {"loss": loss}))
+        values: dict[str, float | str] = {} if loss is None else {"loss": loss, **self._data}
+        self._progress.advance(1, **values)
 
-    def step(self, step: int, losses: list[float], lr: float, rate: float) -> None:
-        """The losses of a step. rate: crops per second since the start of this process."""
+    def step(self, step: int, losses: list[float], lr: float, rate: float, data_wait: float) -> None:
+        """The losses of a step. rate: crops per second since the start of this process; data_wait: the share of the
+        time since the last such line that steps have waited for data, 0 to 1."""
+        self._data = {"data": f"{data_wait:.0%}"}
         total, agl, direction, scale = losses
         parts = {"loss": total, "agl_loss": agl, "direction_loss": direction, "scale_loss": scale}
-        values = {**parts, "lr": lr, "crops_per_second": rate}
+        values = {**parts, "lr": lr, "crops_per_second": rate, "data_wait": round(data_wait, 4)}
         self.event("step", step, epoch=self._order.epochs_done(step), **values)
         self._try(lambda: self._scalars.write(step, values))
 

@@ -183,6 +183,17 @@ class Parallel:
         values[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
         return bytes(self.gather(values)[0].tolist()).rstrip(b"\0").decode()
 
+    def any_text(self, text: str) -> str:
+        """The first `text`, in the order of ranks, that is not empty, in all processes; empty if all are."""
+        encoded = text.encode()
+        lengths = [int(length) for length in self.gather(torch.tensor([len(encoded)]))]
+        if not any(lengths):
+            return ""
+        values = torch.zeros(max(lengths), dtype=torch.uint8)
+        values[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+        first = next(rank for rank, length in enumerate(lengths) if length)
+        return bytes(self.gather(values)[first].tolist())[: lengths[first]].decode()
+
     def barrier(self) -> None:
         """Wait until every process has come here."""
         self.gather(torch.zeros(1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agl_core.config import StageConfig
-from agl_core.data.dataset import Batch
+from agl_core.data.batch import Batch
 from agl_core.data.seeding import forward_seed, seed_torch
 from agl_core.data.tiles import UNKNOWN
 from agl_core.errors import UserError

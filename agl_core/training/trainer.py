@@ -9,14 +9,15 @@ from typing import NamedTuple
 import torch
 
 from agl_core.config import TrainConfig
-from agl_core.data.dataset import Batch
+from agl_core.data.batch import Batch
 from agl_core.durable.exits import PeerLostError
 from agl_core.durable.guard import Guard
 from agl_core.errors import UserError
 from agl_core.inference.predictor import NotFiniteError
 from agl_core.reporting.startup import stopwatch
 from agl_core.training.agreement import Verdict, samples_digest
-from agl_core.training.endings import finish, leave, save_if_hung, save_what_stands
+from agl_core.training.datawait import DataWait
+from agl_core.training.endings import finish, leave, refuse, save_if_hung, save_what_stands
 from agl_core.training.incarnation import JobStart
 from agl_core.training.parallel import Parallel
 from agl_core.training.schedule import learning_rate
@@ -55,7 +56,8 @@ def train_stage(
 
     Raises:
         UserError: no store, no such fold, weights that do not fit, more processes than micro-batches, losses that stay
-            not finite, or a disk that cannot be written to for too long.
+            not finite, a disk that cannot be written to for too long, or a store that is damaged; the state after the
+            last step is saved then, and every process raises the same.
         InterruptedRunError: `guard` asked some process to leave; the state is saved if there was time.
         PeerLostError: another process is gone; the state is saved.
         LeaseLostError: another incarnation of the run has taken over; nothing more was written.
@@ -73,6 +75,8 @@ class StageTrainer:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self._chain_refused = False
+        self._data_wait = DataWait()
+        self._refusal = ""  # why this process has no data for the next step
 
     def run(self, observe: Observer | None = None) -> None:
         """The loop: step, log, validate, save, until the stage has its length or something ends it."""
@@ -92,7 +96,7 @@ class StageTrainer:
         mine = range(bench.parallel.rank, bench.step.micro_batches, bench.parallel.world_size)
         batches = self._take(bench.start)
         stopwatch.mark("batch")
-        verdict = bench.agree(NOTHING, 0)
+        verdict = bench.agree(NOTHING, 0, refused=bool(self._refusal))
         busy = 0.0  # seconds of training, without validation and saving
         while not self._boundary(verdict):
             began = time.monotonic()
@@ -104,10 +108,14 @@ class StageTrainer:
             computed = bench.step.compute(batches)
             samples = samples_digest(mine, batches)
             bench.watchdog.beat("data")
+            asked = time.monotonic()
             batches = self._take(bench.state.step + 1)
-            verdict = bench.agree(computed, samples)
+            waited = time.monotonic() - asked
+            verdict = bench.agree(computed, samples, waited, bool(self._refusal))
             self._conclude(verdict, lr)
-            busy += time.monotonic() - began
+            seconds = time.monotonic() - began
+            busy += seconds
+            self._data_wait.step(verdict.waited, seconds)
             self._report(verdict, lr, (bench.state.step - bench.start) * bench.stage.batch / busy)
             if bench.state.step == bench.start + 1:
                 self._tell_startup()
@@ -122,9 +130,14 @@ class StageTrainer:
         )
 
     def _take(self, step: int) -> list[Batch] | None:
-        """What this process computes of step `step` (from 0); None if a signal came while it was waited for."""
+        """What this process computes of step `step` (from 0); None if a signal came while it was waited for, or if
+        the store is damaged there, which all are told with the end of the step that is being computed."""
         bench = self.bench
-        return bench.feed.take(lambda: bench.guard.requested) if step < bench.total else []
+        try:
+            return bench.feed.take(lambda: bench.guard.requested) if step < bench.total else []
+        except UserError as error:
+            self._refusal = str(error)
+            return None
 
     def _conclude(self, verdict: Verdict, lr: float) -> None:
         """Take or skip the step that all have computed. Nothing is exchanged here, so no peer can be lost in it."""
@@ -161,7 +174,10 @@ class StageTrainer:
             return
         bench.journal.advance(verdict.losses[0])
         if step in (bench.total, bench.start + 1) or step % bench.config.log_every == 0:
-            bench.journal.step(step, verdict.losses, lr, rate)
+            share, warning = self._data_wait.share()
+            bench.journal.step(step, verdict.losses, lr, rate, share)
+            if warning:
+                bench.journal.warn(step, warning)
 
     def _boundary(self, verdict: Verdict) -> bool:
         """What is done between two steps; whether the stage has its length."""
@@ -170,6 +186,8 @@ class StageTrainer:
         rolled_back = state.skips >= bench.config.divergence.max_skips
         if rolled_back:
             self._roll_back()
+        if verdict.refused:
+            refuse(bench, self._refusal)
         if verdict.signal:
             leave(bench, verdict)
         best = state.best_step
@@ -220,6 +238,8 @@ class StageTrainer:
             bench.journal.warn(state.step, f"no score after step {state.step}: {error}")
             state.validated = state.step
             return True
+        except UserError as error:
+            refuse(bench, str(error))
         if result is None:
             return False
         bench.journal.validation(state.step, result, time.monotonic() - began)

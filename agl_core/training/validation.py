@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from agl_core.data.store import Store
+from agl_core.errors import UserError
 from agl_core.geometry import Pose
 from agl_core.inference.predictor import NotFiniteError, Predictor
 from agl_core.scoring.score import ImageResult, Score, score
@@ -27,24 +28,30 @@ def validate(
 
     Raises:
         NotFiniteError: in all processes, if the network's answer is not finite in one.
+        UserError: in all processes, with the same sentence, if one cannot read or predict an image.
     """
     sums = torch.zeros(len(tiles), 5, dtype=torch.int64)
     poses = torch.zeros(len(tiles), 2, dtype=torch.float64)
-    given_up, problem = False, ""
+    given_up, problem, refusal = False, "", ""
     for row in range(parallel.rank, len(tiles), parallel.world_size):
         if given_up := give_up():
             break
         entry = store.entries[tiles[row]]
-        rgb, agl = store.read_tile(tiles[row])
         try:
+            rgb, agl = store.read_tile(tiles[row])
             predicted = predictor.predict(rgb, entry.city, entry.gsd)
         except NotFiniteError as error:
             problem = str(error)
+            break
+        except UserError as error:
+            refusal = str(error)
             break
         sums[row] = torch.tensor(image_sums(agl, predicted.agl_cm).as_ints())
         poses[row] = torch.tensor([predicted.pose.scale, predicted.pose.angle], dtype=torch.float64)
     if parallel.any(given_up):
         return None
+    if refusal := parallel.any_text(refusal):
+        raise UserError(refusal)
     if parallel.any(bool(problem)):
         raise NotFiniteError(problem or "the network's answer is not finite")
     sums = torch.stack(parallel.gather(sums)).sum(0)

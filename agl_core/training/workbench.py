@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -17,7 +17,6 @@ from agl_core.data.dataset import CropDataset
 from agl_core.data.feed import Feed
 from agl_core.data.order import Order
 from agl_core.data.split import Split
-from agl_core.data.store import Store
 from agl_core.durable.chain import ChainLog
 from agl_core.durable.checkpoint import read_digests
 from agl_core.durable.exits import InterruptedRunError
@@ -39,6 +38,7 @@ from agl_core.training.journal import Journal
 from agl_core.training.parallel import Parallel, default_threads
 from agl_core.training.saver import Saver
 from agl_core.training.schedule import Span
+from agl_core.training.staging import open_store
 from agl_core.training.step import Computed, OptimizerStep
 
 
@@ -79,11 +79,14 @@ class Workbench:
         )
         resources.enter_context(self.watchdog)
         if parallel.any(guard.requested):  # before the long part of the start
-            known = list_checkpoints(run_dir / "checkpoints" / stage)
-            step = checkpoint_step(known[0].name) if known else None
-            raise InterruptedRunError(guard.signal or "a signal to another process", step)
+            self._leave_early()
         stopwatch.mark("lease")
-        self.store = Store(Path(config.store or Path(config.data) / "store"))
+        self.store, self.stage_in = open_store(
+            Path(config.store or Path(config.data) / "store"), config.stage_in, parallel, lambda: guard.requested,
+            self._leave_early, lambda: self.watchdog.beat("start"), resources,
+        )  # fmt: skip
+        if self.stage_in is not None:
+            stopwatch.mark("stage-in")
         self.split = Split.of(self.store, config)
         self.order = Order(config.seed, number, len(self.split.train), self.stage.batch)
         self.total = Span.parse(self.stage.length, f"stages.{stage}.length").steps(self.order)
@@ -133,21 +136,28 @@ class Workbench:
         stopwatch.mark("files")
         self.changing = False
 
+    def _leave_early(self) -> NoReturn:
+        """Leave before there is a state: what is saved is what earlier incarnations have saved."""
+        known = list_checkpoints(self.run_dir / "checkpoints" / self.name)
+        step = checkpoint_step(known[0].name) if known else None
+        raise InterruptedRunError(self.guard.signal or "a signal to another process", step)
+
     def _end_writes(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not KeyboardInterrupt:  # who presses Ctrl-C twice gives up what is still being written
             self.saver.writer.close()
 
-    def agree(self, computed: Computed, samples: int) -> Verdict:
-        """What all processes know together at the end of a step.
+    def agree(self, computed: Computed, samples: int, waited: float = 0.0, refused: bool = False) -> Verdict:
+        """What all processes know together at the end of a step; this one has `waited` seconds for the data of the next
+        one, or cannot go on (`refused`).
 
         Raises:
             PeerLostError: another process is gone.
         """
         number = signal.Signals[f"SIG{self.guard.signal}"] if self.guard.signal else 0
         save = self.parallel.first and self.saver.wanted()
-        return agree(self.parallel, computed, samples, number, self.guard.remaining(), save)
+        return agree(self.parallel, computed, samples, number, self.guard.remaining(), save, waited, refused)
 
     def metadata(self, result: Score | None) -> dict[str, Any]:
         """What the header of a weights file says of their origin."""
@@ -182,3 +192,9 @@ class Workbench:
                 self.journal.note(
                     f"{name}: {before} before, {now} now; the samples stay the same, the last bits of the result do not"
                 )
+        if self.stage_in is not None:
+            self.journal.event("stage-in", self.start, **self.stage_in.values())
+            if self.stage_in.reason:
+                self.journal.warn(self.start, self.stage_in.line())
+            else:
+                self.journal.note(self.stage_in.line())

@@ -24,7 +24,11 @@ SKYLIGHT = 0.4
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the image looks and how: the ground point x, y (metres in the scene) lies in the image's middle."""
+    """Where the image looks and how: the ground point x, y (metres in the scene) lies in the image's middle.
+
+    `roll` turns the picture counter-clockwise as seen (radians) about its middle. `pose` is that of the picture as it
+    comes out: what `Pose(scale, angle)` shows without a roll, `Pose(scale, angle + roll)` shows turned by `roll`.
+    """
 
     pose: Pose
     gsd: float
@@ -32,11 +36,12 @@ class Camera:
     width: int
     x: float
     y: float
+    roll: float = 0.0
 
 
 @dataclass(frozen=True)
 class Light:
-    """Sun and air. `azimuth` points to the sun as in `Pose.angle` (0 is down the image), radians, like `elevation`.
+    """Sun and air. `azimuth` points to the sun as the `Pose.angle` of a camera without roll, radians, like `elevation`.
 
     `warmth` shifts the sunlight from blue (-1) to red (1), `season` the plants from green (0) to brown (1),
     `haze` is the share of light that comes from the air itself.
@@ -91,7 +96,10 @@ def _traced(
     """
     radiance = np.zeros((rows, columns, 3))
     metres = np.zeros((rows, columns))
-    dx, dy = direction(camera.pose.angle)
+    dx, dy = direction(camera.pose.angle - camera.roll)
+    # In metres of the scene one column to the right is (step, skew), and one row down (-skew, step).
+    step, skew = math.cos(camera.roll) * camera.gsd, math.sin(camera.roll) * camera.gsd
+    half_column, half_row = 0.5 * (columns - 1), 0.5 * (rows - 1)
     sun_x, sun_y = direction(light.azimuth)
     # Exposed so that sunlit level ground keeps its reflectance.
     flat, rise = math.cos(light.elevation), math.sin(light.elevation)
@@ -107,9 +115,10 @@ def _traced(
         scene.parts,
         scene.cell,
         scene.top,
-        camera.x - 0.5 * (columns - 1) * camera.gsd,
-        camera.y - 0.5 * (rows - 1) * camera.gsd,
-        camera.gsd,
+        camera.x - half_column * step + half_row * skew,
+        camera.y - half_row * step - half_column * skew,
+        step,
+        skew,
         camera.pose.scale * camera.gsd,
         float(dx),
         float(dy),
@@ -166,7 +175,8 @@ def _trace(
     top: float,
     left: float,
     upper: float,
-    gsd: float,
+    step: float,
+    skew: float,
     lean: float,
     dx: float,
     dy: float,
@@ -184,7 +194,7 @@ def _trace(
     for i in range(rows):
         for j in range(columns):
             # The ray's foot, in cells; it comes from `reach` cells away, above everything.
-            x, y = (left + j * gsd) / cell, (upper + i * gsd) / cell
+            x, y = (left + j * step - i * skew) / cell, (upper + i * step + j * skew) / cell
             met, way, row, column = walk(
                 height, slope_x, slope_y, peaks, cell, top,
                 x + reach * dx, y + reach * dy, start, -dx, -dy, -start / far,

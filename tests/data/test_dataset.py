@@ -1,12 +1,16 @@
+import gc
 import random
+import tracemalloc
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from agl_core.config import AugmentConfig, StageConfig
-from agl_core.data.dataset import Batch, CropDataset, batches
+from agl_core.data.batch import ALIGNMENT, Batch, Packed, Refusal, parts_of, places_of, unpack
+from agl_core.data.dataset import CropDataset, batches
 from agl_core.data.order import Order, SampleKey
 from agl_core.data.store import Store
 from agl_core.geometry import Pose
@@ -22,6 +26,27 @@ STAGE = StageConfig(
 def dataset(store: Path, stage: StageConfig = STAGE, rank: int = 0) -> CropDataset:
     opened = Store(store)
     return CropDataset(opened, range(len(opened.entries)), stage, seed=11, stage=0, rank=rank)
+
+
+class Sample(NamedTuple):
+    """One crop as the trainer gets it. rgb: (S, S, 3) uint8; agl: (S, S) uint16."""
+
+    rgb: np.ndarray
+    agl: np.ndarray
+    pose: Pose | None
+
+
+def micro_batch(crops: CropDataset, keys: list[SampleKey]) -> Batch:
+    packed = crops.__getitems__(keys)
+    assert isinstance(packed, Packed)
+    return unpack(packed.buffer, len(keys), crops.config.crop)
+
+
+def sample_of(crops: CropDataset, key: SampleKey) -> Sample:
+    batch = micro_batch(crops, [key])
+    scale, angle = float(batch.scale[0]), float(batch.angle[0])
+    pose = None if np.isnan(scale) else Pose(scale, angle)
+    return Sample(batch.image[0].permute(1, 2, 0).numpy(), batch.agl[0].numpy(), pose)
 
 
 def position(store: Path, tile: str) -> int:
@@ -63,14 +88,14 @@ def test_pixels_do_not_depend_on_where_a_run_is_resumed(tiny_store: Path) -> Non
 
 def test_another_epoch_is_another_crop_of_the_same_tile(tiny_store: Path) -> None:
     crops = dataset(tiny_store)
-    assert not np.array_equal(crops[SampleKey(0, 0)].rgb, crops[SampleKey(1, 0)].rgb)
+    assert not np.array_equal(sample_of(crops, SampleKey(0, 0)).rgb, sample_of(crops, SampleKey(1, 0)).rgb)
 
 
 def test_without_augmentation_a_crop_is_a_piece_of_its_tile(tiny_store: Path) -> None:
     crops = dataset(tiny_store, StageConfig(crop=64, batch=2, micro_batch=2))
     store, wide = Store(tiny_store), position(tiny_store, "AAA_01")
     rgb, agl = store.read_tile(wide)
-    sample = crops[SampleKey(0, wide)]
+    sample = sample_of(crops, SampleKey(0, wide))
     places = [
         (y, x)
         for y in range(80 - 63)
@@ -82,12 +107,14 @@ def test_without_augmentation_a_crop_is_a_piece_of_its_tile(tiny_store: Path) ->
     assert np.array_equal(agl[y : y + 64, x : x + 64], sample.agl)
     assert entry.scale is not None
     assert entry.angle is not None
-    assert sample.pose == Pose(entry.scale, entry.angle)
+    assert sample.pose is not None
+    assert sample.pose.scale == pytest.approx(entry.scale)
+    assert sample.pose.angle == pytest.approx(entry.angle)
 
 
 def test_a_tile_smaller_than_the_crop_is_padded_with_unknown_heights(tiny_store: Path) -> None:
     small = position(tiny_store, "BBB_02")  # 60 x 64
-    sample = dataset(tiny_store, StageConfig(crop=96, batch=2, micro_batch=2))[SampleKey(0, small)]
+    sample = sample_of(dataset(tiny_store, StageConfig(crop=96, batch=2, micro_batch=2)), SampleKey(0, small))
     assert sample.rgb.shape == (96, 96, 3)
     assert (sample.agl[60:] == 65535).all()
     assert (sample.agl[:, 64:] == 65535).all()
@@ -101,10 +128,10 @@ def test_image_heights_and_angle_turn_together(tiny_store: Path) -> None:
     turned = CropDataset(store, [0], StageConfig(crop=96, augment=STAGE.augment), seed=1, stage=0)
     plain = CropDataset(store, [0], StageConfig(crop=96), seed=1, stage=0)
     kinds = set()
-    original = plain[SampleKey(0, 0)]
+    original = sample_of(plain, SampleKey(0, 0))
     assert original.pose is not None
     for epoch in range(60):
-        sample = turned[SampleKey(epoch, 0)]
+        sample = sample_of(turned, SampleKey(epoch, 0))
         assert sample.pose is not None
         start, end = (find(original.agl, sample.agl, point) for point in ((40, 40), (50, 40)))
         # the step (0, 10) in the original image, y down, is angle 0; its image under the symmetry tells the turn
@@ -132,7 +159,7 @@ def find(original: np.ndarray, turned: np.ndarray, point: tuple[int, int]) -> tu
 def test_a_tile_without_vector_flow_has_no_pose(tiny_store: Path) -> None:
     crops = dataset(tiny_store)
     nadir, oblique = (position(tiny_store, tile) for tile in ("BBB_04", "AAA_05"))
-    batch = crops.__getitems__([SampleKey(0, nadir), SampleKey(0, oblique)])
+    batch = micro_batch(crops, [SampleKey(0, nadir), SampleKey(0, oblique)])
     assert batch.scale.isnan().tolist() == [True, False]
     assert batch.angle.isnan().tolist() == [True, False]
     assert batch.image.shape == (2, 3, 64, 64)
@@ -151,3 +178,53 @@ def test_the_global_generators_of_this_process_are_left_alone(tiny_store: Path) 
     stream(tiny_store, 0, 2)
     stream(tiny_store, 0, 2, workers=1)
     assert (float(torch.rand(1)), float(np.random.random()), random.random()) == expected
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 32), (3, 33), (8, 64)])
+def test_the_parts_of_a_batch_lie_in_one_buffer_and_do_not_touch(count: int, size: int) -> None:
+    end = places_of(count, size)[-1]
+    buffer = torch.zeros(end, dtype=torch.uint8)
+    batch = unpack(buffer, count, size)
+    assert [(part.dtype, tuple(part.shape)) for part in batch] == parts_of(count, size)
+    for number, part in enumerate(batch):
+        assert part.data_ptr() % 8 == buffer.data_ptr() % 8
+        part.view(torch.uint8).fill_(number + 1)
+    assert all((part.view(torch.uint8) == number + 1).all() for number, part in enumerate(batch))
+    assert int((buffer > 0).sum()) == sum(part.numel() * part.element_size() for part in batch) > end - 8 * ALIGNMENT
+
+
+def test_a_worker_writes_its_crops_where_the_trainer_reads_them(
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise every batch would be copied once more in the worker."""
+    real = CropDataset.__getitems__
+
+    def marked(crops: CropDataset, keys: list[SampleKey]) -> Packed | Refusal:
+        packed = real(crops, keys)
+        assert isinstance(packed, Packed)
+        packed.buffer[-2] = packed.buffer.is_shared()  # padding
+        return packed
+
+    monkeypatch.setattr(CropDataset, "__getitems__", marked)
+    for workers in (0, 1):
+        batch = stream(tiny_store, 0, 1, workers=workers)[0]
+        flat = torch.empty(0, dtype=torch.uint8).set_(batch.image.untyped_storage())  # type: ignore[call-overload]
+        assert int(flat[-2]) == workers
+        assert all(part.untyped_storage().data_ptr() == flat.data_ptr() for part in batch)
+
+
+def test_a_worker_holds_no_more_the_more_it_has_read(tiny_store: Path) -> None:
+    crops = dataset(tiny_store, StageConfig(crop=32, batch=8, micro_batch=8, augment=STAGE.augment))
+
+    def read(epochs: range) -> int:
+        for epoch in epochs:
+            micro_batch(crops, [SampleKey(epoch, sample) for sample in range(13)])
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        begun = read(range(5))
+        assert read(range(5, 45)) < begun + 20_000
+    finally:
+        tracemalloc.stop()

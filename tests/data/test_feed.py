@@ -3,17 +3,21 @@
 import os
 import signal
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from agl_core.config import AugmentConfig, StageConfig
 from agl_core.data import feed as feed_module
-from agl_core.data.dataset import Batch, CropDataset
+from agl_core.data.batch import KEPT, Batch
+from agl_core.data.dataset import CropDataset, batches
 from agl_core.data.feed import Feed
 from agl_core.data.order import Order
 from agl_core.data.store import Store
+from agl_core.errors import UserError
 
 STEPS = 6
 
@@ -36,15 +40,20 @@ def same(one: list[Batch], two: list[Batch]) -> bool:
     )
 
 
+def copied(step: list[Batch] | None) -> list[Batch] | None:
+    """What is left when the next step is taken."""
+    return None if step is None else [Batch(*(part.clone() for part in batch)) for batch in step]
+
+
 def take_all(source: Feed, count: int) -> list[list[Batch]]:
     try:
-        return [batch for _ in range(count) if (batch := source.take()) is not None]
+        return [step for _ in range(count) if (step := copied(source.take())) is not None]
     finally:
         source.close()
 
 
 def workers_of(source: Feed) -> list[int]:
-    return [process.pid for process in source._loader._workers]  # type: ignore[union-attr]
+    return [process.pid for process in source._loader.workers if process.pid]  # type: ignore[union-attr]
 
 
 def test_steps_are_the_same_with_and_without_workers_and_from_anywhere(dataset: CropDataset) -> None:
@@ -68,10 +77,10 @@ def test_processes_share_the_micro_batches_of_a_step(dataset: CropDataset) -> No
 def test_a_killed_worker_costs_no_batch(dataset: CropDataset) -> None:
     alone = take_all(feed(dataset, 0), STEPS)
     source = feed(dataset, 2)
-    found = [source.take(), source.take()]
+    found = [copied(source.take()), copied(source.take())]
     for process in workers_of(source):
         os.kill(process, signal.SIGKILL)
-    found += [source.take() for _ in range(STEPS - 2)]
+    found += [copied(source.take()) for _ in range(STEPS - 2)]
     told = source.notes()
     source.close()
     assert all(step is not None and same(step, other) for step, other in zip(found, alone, strict=True))
@@ -99,6 +108,46 @@ def test_an_error_in_a_worker_is_raised_where_the_batch_is_taken(
     monkeypatch.setattr(CropDataset, "__getitems__", broken)
     source = feed(dataset, 1)
     with pytest.raises(ValueError, match="tile x"):
+        source.take()
+    source.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_damaged_tile_is_one_sentence_where_its_step_is_taken(
+    dataset: CropDataset, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    order = Order(0, 0, 13, 8)
+    bad = order.batch(1)[3].sample
+    assert bad not in {key.sample for key in order.batch(0)}
+    whole = take_all(feed(dataset, 0), 1)[0]
+    real = Store.read_into
+
+    def damaged(store: Store, index: int, *where: Any) -> None:
+        if index == bad:
+            raise UserError(f"tile {store.entries[index].id} is damaged")
+        real(store, index, *where)
+
+    monkeypatch.setattr(Store, "read_into", damaged)
+    source = feed(dataset, workers)
+    before = source.take()
+    assert before is not None
+    assert same(before, whole)
+    with pytest.raises(UserError) as refused:
+        source.take()
+    assert str(refused.value) == f"tile {dataset.store.entries[bad].id} is damaged"
+    assert source.notes() == []
+    source.close()
+
+
+def test_a_worker_uses_one_thread(dataset: CropDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def threads(*_: object) -> None:
+        from agl_core.opencv import cv2
+
+        raise UserError(f"torch {torch.get_num_threads()}, OpenCV {cv2.getNumThreads()}")
+
+    monkeypatch.setattr(CropDataset, "fill", threads)
+    source = feed(dataset, 1)
+    with pytest.raises(UserError, match=r"^torch 1, OpenCV 1$"):
         source.take()
     source.close()
 
@@ -164,3 +213,26 @@ def test_a_broken_line_of_another_kind_is_an_error(dataset: CropDataset, monkeyp
     with pytest.raises(FileNotFoundError):
         source.take()
     source.close()
+
+
+def test_memory_is_used_again_when_its_step_is_over_and_not_before(dataset: CropDataset) -> None:
+    order = Order(0, 0, 13, 8)
+    alone = take_all(Feed(dataset, order, 0, 60, 0, 1, 0), 60)
+    source = Feed(dataset, order, 0, 60, 0, 1, 1)
+    places = set()
+    for step in alone:
+        found = source.take()
+        assert found is not None
+        time.sleep(0.005)  # long enough for the worker to write elsewhere what comes next
+        assert same(found, step)
+        places |= {os.fstat(batch.image.untyped_storage()._share_fd_cpu_()[0]).st_ino for batch in found}
+    source.close()
+    assert 4 <= len(places) <= KEPT < 60 * 4
+
+
+def test_batches_that_nobody_gives_back_stay_whole(dataset: CropDataset) -> None:
+    order = Order(0, 0, 13, 8)
+    held = list(batches(dataset, order, 0, 20, workers=1))
+    alone = list(batches(dataset, order, 0, 20))
+    assert len(held) == 80 > KEPT
+    assert same(held, alone)

@@ -141,3 +141,28 @@ def test_a_loader_delivers_every_sample_while_its_workers_are_warned_from_birth(
     assert seen == list(range(40))
     del batches
     assert multiprocessing.active_children() == []
+
+
+OPENCV = """
+import os, sys
+import cv2
+import numpy as np
+from agl_core.data.shield import worker_fork
+
+picture = np.zeros((2000, 2000, 3), np.uint8)
+cv2.setNumThreads(4)
+cv2.GaussianBlur(picture, (9, 9), 0)  # somebody else's, with threads
+with worker_fork():
+    child = os.fork()
+if child == 0:
+    from agl_core.opencv import cv2
+
+    cv2.GaussianBlur(picture, (9, 9), 0)
+    os._exit(cv2.getNumThreads() + 40)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_worker_can_use_opencv_though_its_parent_has_used_it_with_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", OPENCV], cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 41

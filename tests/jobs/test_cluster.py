@@ -84,6 +84,7 @@ REFUSED = [
     ("slurm", "'network_interface=ib0 ib1'", "give the name of an interface"),
     ("slurm", "'network_interface=$(id)'", "give the name of an interface"),
     ("slurm", "post_mortem=perhaps", "must be true or false"),
+    ("local", "stage_in=scratch", "stage_in is 'scratch': give a full path, which may begin with a $VARIABLE, or none"),
 ]
 
 
@@ -153,6 +154,18 @@ def test_an_interface_may_have_any_usual_name(name: str) -> None:
 @pytest.mark.parametrize("name", ["debug", "local", "slurm"])
 def test_the_debugger_may_be_switched_off_everywhere(name: str) -> None:
     assert not load_cluster(name, {"post_mortem": "false"}).post_mortem
+
+
+@pytest.mark.parametrize("folder", ["/dev/shm", "$TMPDIR", "$SLURM_TMPDIR/agl", "none", ""])
+def test_the_store_may_be_copied_to_any_folder_of_the_nodes_by_full_path_or_variable(
+    tmp_path: Path, folder: str
+) -> None:
+    for name in ("debug", "local", "slurm"):
+        assert load_cluster(name).stage_in == ""
+        cluster = load_cluster(name, {"stage_in": folder})
+        assert cluster.stage_in == folder
+        (tmp_path / "cluster.yaml").write_text(to_yaml(cluster))
+        assert load_cluster(str(tmp_path / "cluster.yaml"), resolve=False) == cluster
 
 
 def test_a_container_and_its_python_are_given_word_by_word() -> None:

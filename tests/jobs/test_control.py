@@ -248,6 +248,18 @@ def test_on_another_cluster_its_own_number_of_workers_holds_unless_one_was_chose
         assert (config.cluster, config.workers, config.threads) == ("debug", expected, 2)
 
 
+def test_on_another_cluster_its_own_folder_for_a_copy_of_the_store_holds_unless_one_was_chosen(
+    run: Run, launched
+) -> None:
+    slurm = replace(load_cluster("slurm"), stage_in="$TMPDIR")
+    run.cluster_file.write_text(to_yaml(slurm))
+    for stage_in, expected in (("$TMPDIR", ""), ("/chosen", "/chosen"), ("none", "none")):
+        run.config_file.write_text(to_yaml(replace(run.config(), cluster="slurm", stage_in=stage_in)))
+        again(run, cluster="debug")
+        ((config,), _, _) = launched.pop()
+        assert config.stage_in == expected
+
+
 REFUSED = [
     ({"cluster": "slrm"}, "unknown cluster 'slrm'"),
     ({"gpus": "2"}, "unknown key 'gpus'"),

@@ -10,6 +10,7 @@ from agl_core.config import StageConfig, TrainConfig
 from agl_core.errors import UserError
 from agl_core.files import write_json
 from agl_core.validate import RESERVED, validate
+from jobs.cluster import ClusterConfig
 from jobs.pipeline import (
     EVALUATE,
     KINDS,
@@ -21,6 +22,7 @@ from jobs.pipeline import (
     follow_ups,
     forget,
     plan_all,
+    settle,
 )
 from jobs.runs import Run
 
@@ -188,3 +190,27 @@ def test_a_stage_cannot_have_the_name_of_another_job(config: TrainConfig, name: 
 
 def test_every_job_that_is_no_stage_has_a_reserved_name() -> None:
     assert set(RESERVED) == set(KINDS) - {STAGE}
+
+
+@pytest.mark.parametrize(
+    ("given", "of_cluster", "expected"),
+    [
+        ("", "", ""),
+        ("", "$TMPDIR", "$TMPDIR"),
+        ("none", "$TMPDIR", "none"),
+        ("/scratch", "$TMPDIR", "/scratch"),
+        ("$SCRATCH/x", "", "$SCRATCH/x"),
+        ("scratch", "", str(Path.cwd() / "scratch")),
+    ],
+)
+def test_the_folder_for_a_copy_of_the_store_is_the_runs_or_else_the_clusters_with_the_nodes_variables(
+    tmp_path: Path,
+    config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    of_cluster: str,
+    expected: str,
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/of/the/login/node")
+    settled = settle(replace(config, stage_in=given), ClusterConfig(stage_in=of_cluster), run(tmp_path))
+    assert settled.stage_in == expected

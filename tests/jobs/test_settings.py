@@ -29,7 +29,10 @@ def test_the_recipe_of_the_reference_has_its_two_stages() -> None:
     assert (pretrain.length, finetune.length) == ("525 epochs", "1025 epochs")
     assert (pretrain.start, finetune.start) == ("encoder", "pretrain/best")
     assert finetune.augment == AugmentConfig()
-    assert pretrain.augment == AugmentConfig(0.5, 0.5, 0.5, 0.0)
+    often = dict.fromkeys(("rot90", "flip_horizontal", "flip_vertical", "stretch", "zoom"), 0.5)
+    often |= dict.fromkeys(("dropout", "blur", "brightness", "tone", "noise"), 0.5)
+    seldom = dict.fromkeys(("fancy_pca", "fog", "shadow", "sun_flare"), 0.2)
+    assert pretrain.augment == AugmentConfig(**often, **seldom, rotate=0.3)
     assert pretrain.optimizer == finetune.optimizer == OptimizerConfig(1e-4, 5e-4, 2.0)
     assert (config.folds, config.seed, config.fold_by) == (40, 314159, "city")
 

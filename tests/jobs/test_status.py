@@ -22,7 +22,7 @@ from jobs.settings import to_yaml
 from jobs.standing import JobStanding, assess, vanished
 from jobs.status import standings, status
 from jobs.survey import Findings, Holder, find_run, read
-from jobs.table import restarts, span
+from jobs.table import details, overview, restarts, span
 from tests.jobs import fake_slurm
 
 NOW = 10_000.0
@@ -196,6 +196,16 @@ def test_the_pause_between_two_starts_does_not_slow_the_rate() -> None:
     assert seconds_left([*STEPS, *again[:2]], "a") == pytest.approx(138.0)  # one step has no rate: that of before
     assert seconds_left(STEPS[:2], "a") is None
     assert seconds_left([], "a") is None
+
+
+def test_the_share_of_waiting_for_data_is_that_of_the_newest_steps_and_shown_for_one_run() -> None:
+    events = [{**step, "data_wait": share} for step, share in zip(STEPS[1:], (0.9, 0.25), strict=False)]
+    found = findings(begin(), events=(STEPS[0], *events))
+    assert job(found, RUNS).data_wait == events[-1]["data_wait"]
+    run = assess(found, RUNS, {}, NOW)
+    assert [column.header for column in details(run, NOW).columns][-1] == "data"
+    assert "data" not in [column.header for column in overview([run], NOW).columns]
+    assert job(findings(begin()), RUNS).data_wait is None
 
 
 ODD = [

@@ -1,9 +1,9 @@
 """A job does its work in this process, leaves its record last, and goes when it is asked to."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from agl_core.config import ModelConfig, StageConfig, TrainConfig
-from agl_core.data import ingest
-from agl_core.data.layout import StoreBusyError, writing_lock
+from agl_core.data.catalog import TileRecord
+from agl_core.data.prepare import ingest
+from agl_core.data.prepare.workers import _Share
 from agl_core.data.store import Store
+from agl_core.data.store.layout import StoreBusyError, writing_lock
 from agl_core.data.tiles import write_agl, write_rgb, write_vflow
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.errors import UserError
@@ -155,10 +157,15 @@ def test_a_preparation_that_is_warned_leaves_at_once_and_the_next_one_keeps_what
 ) -> None:
     run = begin(config)
     decoded: list[str] = []
-    original = ingest.decode
+    original = ingest.encode
+
+    def encode(record: TileRecord, unit: str, codec: str) -> object:
+        decoded.append(record.id)
+        return original(record, unit, codec)
+
     monkeypatch.setattr(work, "_cores", lambda: 1)
-    monkeypatch.setattr(ingest, "decode", lambda record, unit: decoded.append(record.id) or original(record, unit))
-    warn_at(monkeypatch, ingest, "decode", 3)
+    monkeypatch.setattr(ingest, "encode", encode)
+    warn_at(monkeypatch, ingest, "encode", 3)
     with pytest.raises(InterruptedRunError, match="interrupted by TERM; what is done is kept"):
         do(run, "prepare")
     with pytest.raises(UserError, match="not finished"):
@@ -168,21 +175,27 @@ def test_a_preparation_that_is_warned_leaves_at_once_and_the_next_one_keeps_what
     assert decoded == ["A_1", "A_2", "B_1", "B_2"]
 
 
-def test_a_preparation_whose_decoding_processes_died_of_the_same_warning_is_no_mistake_of_the_user(
+def test_a_preparation_leaves_within_a_warning_even_if_its_decoding_processes_never_end_by_themselves(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(_: object) -> None:
-        try:
-            raise BrokenProcessPool("they were warned first")
-        except BrokenProcessPool:
-            raise UserError("a decoding process was killed") from None
+    monkeypatch.setattr(work, "_cores", lambda: 2)
+    monkeypatch.setattr(ingest, "encode", hang)
+    warn_at(monkeypatch, _Share, "answer", 1)
+    with pytest.raises(InterruptedRunError, match="interrupted by TERM; what is done is kept"):
+        do(begin(config), "prepare")
+    assert not multiprocessing.active_children()
 
-    monkeypatch.setattr(ingest, "prepare", prepare)
-    with pytest.raises(UserError, match="was killed"):
+
+def hang(record: object, unit: str, codec: str) -> None:
+    while True:
+        signal.pause()
+
+
+def test_a_store_that_a_job_prepares_has_the_codec_that_the_run_asks_for(config: TrainConfig) -> None:
+    for codec in ("raw", "zstd"):
+        config.run, config.store, config.codec = codec, str(Path(config.store).with_name(codec)), codec
         do(begin(config), "prepare")
-    monkeypatch.setattr(work.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(InterruptedRunError):
-        do(begin(config), "prepare")
+        assert Store(Path(config.store)).codec == codec
 
 
 def test_a_store_that_another_job_is_writing_is_waited_for(

@@ -91,7 +91,7 @@ def test_the_page_tells_settings_stages_validation_starts_and_score() -> None:
     page = render(report())
     assert page.startswith("# Run first\n")
     assert "| configuration | abc |" in page
-    assert "| a | finished | 20 of 20 | 4 of 4 | 0.5000 at step 10 | 2 | 3 h 20 min | 2 x cuda, float16 |" in page
+    assert "| a | finished | 20 of 20 | 4 of 4 | 0.5000 at step 10 | 2 | 3 h 20 min |  | 2 x cuda, float16 |" in page
     assert "| b | not begun | 0 |  | none | 0 | 0 s |  |" in page
     assert "| step | epoch | score | X | Y |" in page
     assert "| 10 | 2 | 0.5000 (best) | 0.4000 | 0.6000 |" in page
@@ -119,7 +119,7 @@ def test_nothing_shown_can_leave_its_cell(evil: str) -> None:
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len(rows) == 3 + 3 + 3 + 3 + 4
     widths = [len(row.replace("\\\\", "").replace("\\|", "").split("|")) - 2 for row in rows]
-    assert widths == [2] * 3 + [6] * 4 + [8] * 3 + [4] * 3 + [6] * 3
+    assert widths == [2] * 3 + [6] * 4 + [9] * 3 + [4] * 3 + [6] * 3
     assert "<script" not in page
 
 
@@ -145,3 +145,16 @@ def test_a_long_curve_is_thinned_out_and_keeps_its_best_and_its_last() -> None:
 )
 def test_times_are_told_as_people_do(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_share_of_waiting_for_data_counts_by_steps_and_shows_in_the_table() -> None:
+    def step(number: int, share: float | None, stage: str = "a") -> dict[str, object]:
+        known = {} if share is None else {"data_wait": share}
+        return {"time": 0, "kind": "step", "stage": stage, "step": number, "epoch": 1, **known}
+
+    events = [start("a", 0, 10), step(1, 1.0), step(11, 0.2), start("a", 11, 50), step(12, 0.0), step(22, 0.5)]
+    stage = read_stage([*events, start("b", 0, 90), step(5, None, "b")], "a", finished=True)
+    assert stage.data_wait == pytest.approx((1 + 10 * 0.2 + 0 + 10 * 0.5) / 22)
+    page = render(Report("r", "run", {}, [stage, read_stage(events, "b", finished=False)], [], None))
+    head, row, other = (line.split(" | ") for line in page.splitlines() if line.startswith(("| stage", "| a ", "| b ")))
+    assert (row[head.index("waiting for data")], other[head.index("waiting for data")]) == ("36%", "")

@@ -99,7 +99,7 @@ class Workplace:
     def build(self) -> None:
         """Render the world, build its store and write the recipes."""
         from agl_core.config import PrepareConfig, WorldConfig
-        from agl_core.data.ingest import prepare
+        from agl_core.data.prepare.ingest import prepare
         from agl_core.world.dataset import render_world
 
         render_world(WorldConfig(out=str(self.world), tiles=TILES, size=SIZE, seed=0))

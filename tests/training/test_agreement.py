@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agl_core.data.dataset import Batch
+from agl_core.data.batch import Batch
 from agl_core.durable.exits import PeerLostError
 from agl_core.training.agreement import Verdict, agree, samples_digest
 from agl_core.training.parallel import Parallel

@@ -225,6 +225,36 @@ def test_another_gsd_shows_the_same_metres(place: Scene) -> None:
     assert differs.mean() < 0.001
 
 
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_camera_rolled_by_quarter_turns_takes_the_picture_turned_counter_clockwise(
+    place: Scene, quarters: int
+) -> None:
+    level = looking_at(place, 62, 2.5, size=61)
+    by = quarters * math.pi / 2
+    rolled = replace(level, pose=Pose(level.pose.scale, 2.5 + by), roll=by)
+    pictures: tuple[tuple[NDArray[np.generic], ...], ...] = render(place, level, NOON), render(place, rolled, NOON)
+    for upright, turned in zip(*pictures, strict=True):
+        differs = np.abs(np.rot90(upright, quarters).astype(int) - turned) > 1
+        assert differs.mean() < 0.001  # where a ray meets the corner of a cell, rounding decides
+        assert np.ptp(upright) > 50
+
+
+@pytest.mark.parametrize("roll", [0.3, 1.9, -2.4])
+def test_a_rolled_camera_sees_along_the_same_rays(place: Scene, roll: float) -> None:
+    level = replace(looking_at(place, 60, 2.5), height=41, width=61)
+    rolled = replace(level, pose=Pose(level.pose.scale, 2.5 + roll), roll=roll)
+    _, agl = render(place, rolled, NOON)
+    seen = []
+    for row, column in np.argwhere(agl >= 0)[::7]:
+        # Counter-clockwise as seen: turned by `roll` about the middle, y down, a point to the right moves up.
+        down, right = row - 20, column - 30
+        x = level.x + (right * math.cos(roll) - down * math.sin(roll)) * level.gsd
+        y = level.y + (right * math.sin(roll) + down * math.cos(roll)) * level.gsd
+        _, one = render(place, replace(level, height=1, width=1, x=x, y=y), NOON)
+        seen.append(abs(int(one[0, 0]) - int(agl[row, column])))
+    assert np.mean(np.array(seen) <= 1) > 0.99
+
+
 def test_the_sun_changes_the_colours_and_never_the_heights(place: Scene) -> None:
     camera = looking_at(place, 62, 2.5)
     first, agl = render(place, camera, NOON)

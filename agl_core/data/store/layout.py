@@ -1,11 +1,12 @@
 """How the store lays tiles out in its LMDB, and how a process opens that file.
 
-Layout, version 1 (all keys are bytes in sorted order):
+Layout, version 2 (all keys are bytes in sorted order):
 
-    meta                          JSON: format, version, subtile, codec, and entries: null until the store is sealed
-    done/<id>                     JSON: entry and provenance of a tile that is complete
-    tile/<id> 0 <row> <column> a  raw uint16 centimetres (h, w); row and column count sub-tiles, two bytes big-endian
-    tile/<id> 0 <row> <column> r  raw uint8 RGB (h, w, 3)
+    meta                        JSON: format, version, subtile, codec, and sealed: null, or digest and entries
+    done/<id>                   JSON: entry, provenance, codec and digest (of the values) of a tile that is complete
+    tile/<id> 0 <row> <column>  checksum and encoded sub-tile, see `codec`; row and column two bytes big-endian
+
+Beside `data.mdb` of a sealed store lies `offsets.bin`, see `offsets`: where in the file each value is.
 """
 
 import fcntl
@@ -21,16 +22,15 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import lmdb
+import xxhash
 
 from agl_core.errors import UserError
 
 FORMAT = "agl-store"
-VERSION = 1
-SUBTILE = 256
-CODEC = "raw"
+VERSION = 2
 META_KEY = b"meta"
 DONE_PREFIX = b"done/"
-AGL_KIND, RGB_KIND = b"a", b"r"
+TILE_PREFIX = b"tile/"
 
 
 class StoreBusyError(UserError):
@@ -42,6 +42,7 @@ class StoreEntry:
     """One tile of the store: `gsd` in metres per pixel, size in pixels, `scale` in px/m and `angle` in radians.
 
     `scale` and `angle` are None for nadir images with heights but without pose, `place` where it is not known.
+    `highest` is the highest known height above ground in metres, 0 where none is known.
     """
 
     id: str
@@ -52,6 +53,7 @@ class StoreEntry:
     scale: float | None = None
     angle: float | None = None
     place: str | None = None
+    highest: float = 0.0
 
 
 def done_key(tile: str) -> bytes:
@@ -61,12 +63,12 @@ def done_key(tile: str) -> bytes:
 
 def tile_prefix(tile: str) -> bytes:
     """What the keys of all sub-tiles of a tile begin with."""
-    return b"tile/" + tile.encode() + b"\0"
+    return TILE_PREFIX + tile.encode() + b"\0"
 
 
-def subtile_key(tile: str, row: int, column: int, kind: bytes) -> bytes:
-    """Where a sub-tile is; `kind` is `AGL_KIND` or `RGB_KIND`."""
-    return tile_prefix(tile) + struct.pack(">HH", row, column) + kind
+def subtile_key(tile: str, row: int, column: int) -> bytes:
+    """Where a sub-tile is."""
+    return tile_prefix(tile) + struct.pack(">HH", row, column)
 
 
 def read_meta(path: Path, environment: lmdb.Environment) -> dict[str, Any] | None:
@@ -85,6 +87,23 @@ def read_meta(path: Path, environment: lmdb.Environment) -> dict[str, Any] | Non
             "run prepare again with --store and a new folder"
         )
     return meta
+
+
+def done_records(environment: lmdb.Environment) -> Iterator[tuple[bytes, bytes]]:
+    """Key and value of the records of all complete tiles, in the order of the keys, which is that of the tiles."""
+    with environment.begin() as transaction, transaction.cursor() as cursor:
+        found = cursor.set_range(DONE_PREFIX)
+        while found and bytes(cursor.key()).startswith(DONE_PREFIX):
+            yield bytes(cursor.key()), bytes(cursor.value())
+            found = cursor.next()
+
+
+def sealed_digest(environment: lmdb.Environment) -> str:
+    """32 hexadecimal digits of the records of all complete tiles, and so of the whole content."""
+    digest = xxhash.xxh3_128()
+    for key, value in done_records(environment):
+        digest.update(struct.pack("<QQ", len(key), len(value)) + key + value)
+    return digest.hexdigest()
 
 
 def open_file(path: Path, **options: Any) -> lmdb.Environment:
@@ -138,6 +157,7 @@ class Mapping:
 
 _mappings: "WeakValueDictionary[str, Mapping]" = WeakValueDictionary()
 _mappings_lock = threading.Lock()
+_releases = 0
 
 
 def _renew_lock() -> None:
@@ -163,7 +183,14 @@ def shared_mapping(path: Path) -> Mapping:
 
 def release(path: Path) -> None:
     """Unmap a store in this process before it is written here; `Store` objects map it again when they read."""
+    global _releases
     with _mappings_lock:
+        _releases += 1
         mapping = _mappings.pop(os.path.realpath(path), None)
         if mapping is not None:
             mapping.close()
+
+
+def releases() -> int:
+    """How often `release` was called in this process: what was known of a file before may not be true any more."""
+    return _releases

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from agl_core.config import PrepareConfig
-from agl_core.data import ingest
-from agl_core.data import store as store_module
-from agl_core.data.ingest import prepare
-from agl_core.data.store import Store
+from agl_core.data.catalog import TileRecord
+from agl_core.data.prepare import ingest, sources
+from agl_core.data.prepare.decode import BadTile, EncodedTile
+from agl_core.data.prepare.ingest import prepare
+from agl_core.data.store import Store, writer
 from agl_core.data.tiles import UNKNOWN, read_agl, read_rgb, write_agl, write_rgb, write_vflow
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
@@ -69,13 +70,13 @@ def data(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the tiles that are decoded in this process, as they are."""
     names: list[str] = []
-    decode = ingest.decode
+    encode = ingest.encode
 
-    def noted(record: Any, unit: str) -> Any:
+    def noted(record: TileRecord, unit: str, codec: str) -> EncodedTile | BadTile:
         names.append(record.id)
-        return decode(record, unit)
+        return encode(record, unit, codec)
 
-    monkeypatch.setattr(ingest, "decode", noted)
+    monkeypatch.setattr(ingest, "encode", noted)
     return names
 
 
@@ -147,12 +148,99 @@ def test_only_changed_tiles_are_read_again(data: Path, decoded: list[str]) -> No
     decoded.clear()
     write_agl(data / "train" / "JAX_c_AGL.tif", np.full((64, 64), 7, np.uint16), "cm")
     replace_line(data / "metadata.csv", "OMA_e", "OMA_e,OMA,0.9,place0")
-    os.utime(data / "train" / "ARG_a_RGB.tif", ns=(0, 12345))  # of the same size, but written at another time
+    vflow = data / "train" / "ARG_a_VFLOW.json"
+    vflow.write_text(vflow.read_text().replace("1", "2"))  # of the same size
+    os.utime(data / "train" / "ARG_b_RGB.tif", ns=(0, 12345))
     path = prepare(PrepareConfig(data=str(data), workers=1))
     assert decoded == ["ARG_a", "JAX_c", "OMA_e"]
     store = Store(path)
     assert (store.read_tile(2)[1] == 7).all()
     assert store.entries[4].gsd == 0.9
+
+
+def test_files_that_were_only_copied_are_compared_once_and_not_decoded_again(
+    data: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(PrepareConfig(data=str(data), workers=1))
+    for path in (data / "train").iterdir():
+        os.utime(path, ns=(0, 12345))
+    decoded.clear()
+    hashed: list[Path] = []
+    contents = sources.contents
+    monkeypatch.setattr(sources, "contents", lambda record: hashed.append(record.rgb) or contents(record))
+    for _ in range(2):
+        path = prepare(PrepareConfig(data=str(data), workers=1))
+        assert decoded == []
+        assert len(hashed) == len(TILES)
+        assert len(Store(path)) == len(TILES)
+    fresh = prepare(PrepareConfig(data=str(data), store=str(tmp_path / "fresh"), workers=1))
+    assert records(path) == records(fresh)
+
+
+def test_copied_files_are_compared_in_other_processes_too(data: Path, decoded: list[str]) -> None:
+    prepare(PrepareConfig(data=str(data), workers=1))
+    decoded.clear()
+    for path in (data / "train").iterdir():
+        os.utime(path, ns=(0, 12345))
+    write_agl(data / "train" / "JAX_d_AGL.tif", np.full((10, 10), 7, np.uint16), "cm")
+    prepare(PrepareConfig(data=str(data), workers=2))
+    assert decoded == ["JAX_d"]  # a single one is decoded in this process
+
+
+def test_a_file_that_changes_while_it_is_read_makes_a_bad_tile(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agl_core.data.prepare import decode
+
+    read = decode.read_rgb
+
+    def changed(path: Path) -> Any:
+        rgb = read(path)
+        if path.name.startswith("JAX_c"):
+            os.utime(path, ns=(0, 12345))
+        return rgb
+
+    monkeypatch.setattr(decode, "read_rgb", changed)
+    with pytest.raises(UserError, match=r"^the files of tile JAX_c were changed while they were read: run prepare"):
+        prepare(PrepareConfig(data=str(data), workers=1))
+
+
+def test_tiles_are_made_again_on_demand(data: Path, decoded: list[str]) -> None:
+    path = prepare(PrepareConfig(data=str(data), workers=1))
+    before = records(path)
+    decoded.clear()
+    prepare(PrepareConfig(data=str(data), workers=1, redo="OMA_e, ARG_b"))
+    assert decoded == ["ARG_b", "OMA_e"]
+    assert records(path) == before
+
+
+def test_the_codec_is_chosen_once(data: Path) -> None:
+    path = prepare(PrepareConfig(data=str(data), workers=1, codec="raw"))
+    assert Store(path).codec == "raw"
+    assert Store(prepare(PrepareConfig(data=str(data), workers=1))).codec == "raw"
+    with pytest.raises(UserError, match="is in codec raw, not zstd"):
+        prepare(PrepareConfig(data=str(data), workers=1, codec="zstd"))
+    assert Store(path).codec == "raw"
+
+
+def test_what_an_interrupted_write_left_of_a_tile_that_is_gone_since_is_gone_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done_key, asked = writer.done_key, []
+
+    def interrupted(tile: str) -> bytes:
+        asked.append(tile)
+        if len(asked) == 2:  # to remove what there was, and then to write the record, after the values
+            raise KeyboardInterrupt
+        return done_key(tile)
+
+    monkeypatch.setattr(writer, "done_key", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(PrepareConfig(data=str(data), workers=1))
+    monkeypatch.undo()
+    assert [key[:10] for key in records(data / "store")] == [b"meta", b"tile/ARG_a"]
+    replace_line(data / "geopose_train.csv", "ARG_a", "")
+    path = prepare(PrepareConfig(data=str(data), workers=1))
+    fresh = prepare(PrepareConfig(data=str(data), store=str(tmp_path / "fresh"), workers=1))
+    assert records(path) == records(fresh)
 
 
 def test_tiles_that_left_the_catalogue_leave_the_store(data: Path, decoded: list[str], tmp_path: Path) -> None:
@@ -169,20 +257,20 @@ def test_tiles_that_left_the_catalogue_leave_the_store(data: Path, decoded: list
 def test_killed_before_any_tile_and_run_again_it_does_only_the_rest(
     data: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_COMMIT_BYTES", 1)
+    monkeypatch.setattr(writer, "_COMMIT_BYTES", 1)
     whole = prepare(PrepareConfig(data=str(data), store=str(tmp_path / "whole"), workers=1))
-    decode = ingest.decode
+    encode = ingest.encode
     for kill_at in range(len(TILES)):
         config = PrepareConfig(data=str(data), store=str(tmp_path / str(kill_at)), workers=1)
         child = os.fork()
         if child == 0:
 
-            def killed(record: Any, unit: str, last: str = sorted(TILES)[kill_at]) -> Any:
+            def killed(record: TileRecord, unit: str, codec: str, last: str = sorted(TILES)[kill_at]) -> Any:
                 if record.id == last:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return decode(record, unit)
+                return encode(record, unit, codec)
 
-            monkeypatch.setattr(ingest, "decode", killed)
+            monkeypatch.setattr(ingest, "encode", killed)
             prepare(config)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -210,6 +298,33 @@ def test_all_bad_tiles_are_listed_at_once_and_nothing_can_be_read_yet(data: Path
     assert "\n" not in message
     with pytest.raises(UserError, match="not finished"):
         Store(data / "store")
+
+
+def test_of_many_bad_tiles_each_has_its_line(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ingest, "MOST_LISTED", 2)
+    for tile in TILES:
+        (data / "train" / f"{tile}_RGB.tif").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"^5 tiles of .*ARG_a.*ARG_b.*; and 3 more, see above$"):
+        prepare(PrepareConfig(data=str(data), workers=1))
+    assert capsys.readouterr().err.count("bad: ") == 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_on_demand_the_first_bad_tile_ends_the_run_and_what_is_done_is_kept(
+    data: Path, request: pytest.FixtureRequest, workers: int
+) -> None:
+    good = (data / "train" / "JAX_c_RGB.tif").read_bytes()
+    for tile in ("JAX_c", "OMA_e"):
+        (data / "train" / f"{tile}_RGB.tif").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"^/[^ ]*JAX_c_RGB\.tif cannot be read as an image[^;]*; replace the file$"):
+        prepare(PrepareConfig(data=str(data), workers=workers, bad_tiles="stop"))
+    (data / "train" / "JAX_c_RGB.tif").write_bytes(good)
+    replace_line(data / "geopose_train.csv", "OMA_e", "")
+    decoded = request.getfixturevalue("decoded")
+    prepare(PrepareConfig(data=str(data), workers=1))
+    assert decoded == ["JAX_c", "JAX_d"]
 
 
 def test_mending_the_bad_tiles_is_all_that_is_left_to_do(data: Path, decoded: list[str]) -> None:
@@ -251,6 +366,9 @@ def test_the_wrong_unit_is_refused_with_the_option(data: Path) -> None:
         ({"unit": "feet"}, "'feet': choose one of cm, m"),
         ({"workers": 0}, "workers is 0: give at least 1"),
         ({"data": "nowhere"}, "no data set at nowhere"),
+        ({"redo": "ARG_a,ARG_z"}, "has no tile 'ARG_z'"),
+        ({"redo": "ARG_a", "check": True}, "--check changes nothing"),
+        ({"check": True}, "no store at"),
     ],
 )
 def test_impossible_options_are_refused_and_nothing_is_written(
@@ -267,48 +385,19 @@ def test_a_store_that_cannot_be_written_names_the_option(data: Path) -> None:
         prepare(PrepareConfig(data=str(data), workers=1))
 
 
-def test_a_killed_decoder_is_one_sentence(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "_decode_or_say", die)
-    with pytest.raises(UserError, match=r"a decoding process was killed.*--workers below 2"):
-        prepare(PrepareConfig(data=str(data), workers=2))
-    assert not multiprocessing_children()
-
-
-def die(record: Any, unit: str) -> str:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return "never"
-
-
-def multiprocessing_children() -> list[Any]:
-    import multiprocessing
-
-    return multiprocessing.active_children()
-
-
 def test_decoders_do_not_outlive_a_parent_that_is_killed(data: Path) -> None:
     # The decoders inherit standard output: reading it to its end waits for the last of them.
     code = (
         "import os, signal\n"
         "from agl_core.config import PrepareConfig\n"
-        "from agl_core.data import ingest\n"
-        "ingest.StoreWriter.write = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from agl_core.data.prepare import ingest\n"
+        "ingest.StoreWriter.write_encoded = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"ingest.prepare(PrepareConfig(data={str(data)!r}, workers=2))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
     assert ended.returncode == -signal.SIGKILL
 
 
-def test_decoders_leave_the_cluster_s_warning_to_their_parent() -> None:
-    code = (
-        "import os, signal\n"
-        "from agl_core.data import ingest\n"
-        "signal.signal(signal.SIGUSR2, lambda *_: os._exit(3))\n"
-        "ingest._start_worker()\n"
-        "signal.raise_signal(signal.SIGUSR2)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
-
-
 def test_decoders_do_not_load_torch() -> None:
-    code = "import sys, agl_core.data.ingest; sys.exit('torch' in sys.modules)"
+    code = "import sys, agl_core.data.prepare.ingest; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

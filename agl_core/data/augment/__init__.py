@@ -1,0 +1,1 @@
+"""Augmentation: what is done to a crop, and what that does to its labels."""

@@ -1,0 +1,1 @@
+"""A copy of the store on the node's own disk or in its memory."""

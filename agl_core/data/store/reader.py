@@ -1,0 +1,275 @@
+"""The store: all training tiles in one LMDB, cut into sub-tiles, so that a crop reads little more than itself.
+
+Only a sealed store can be read: it is complete. `StoreWriter` fills one.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import lmdb
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from agl_core.data.store.codec import CODECS, SUBTILE, Crop, Part, Value, decode_into, sound
+from agl_core.data.store.layout import Mapping, StoreEntry, done_key, read_meta, releases, shared_mapping, subtile_key
+from agl_core.data.store.pages import cut_off
+from agl_core.data.store.ranges import Counter, ValueFile
+from agl_core.data.store.writer import StoreWriter
+from agl_core.errors import UserError
+
+__all__ = ["Store", "StoreEntry", "StoreWriter"]
+
+
+class Store:
+    """A sealed store, for reading. Cheap to hold, to pickle and to fork: each process opens the file when it reads.
+
+    Where `offsets.bin` fits, values are read at their offsets in the file, else through LMDB. Threads may read at the
+    same time.
+    """
+
+    entries: list[StoreEntry]
+    """The tiles, sorted by id; their positions are the indices of `read_crop` and `read_tile`."""
+
+    cities: list[str]
+    """The cities of the tiles, each once, sorted."""
+
+    codec: str
+    """How the values are encoded: one of `codec.CODECS`."""
+
+    digest: str
+    """Of all that is in the store, 32 hexadecimal digits."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the index of the store in the folder `path`.
+
+        Raises:
+            UserError: when there is no store, it is not finished, of another version, or damaged.
+        """
+        self.path = Path(path)
+        if not (self.path / "data.mdb").is_file():
+            raise UserError(f"no store at {self.path}: run `python launch.py prepare --data ...` first")
+        if cut_off(self.path / "data.mdb"):
+            raise UserError(
+                f"store {self.path} is damaged (data.mdb is shorter than it was): copy it again, or delete the store "
+                "and run prepare again"
+            )
+        mapping = shared_mapping(self.path)  # not kept: with offsets nothing more is read through it
+        meta = read_meta(self.path, mapping.environment)
+        if meta is None or meta["sealed"] is None:
+            raise UserError(f"store {self.path} is not finished: run prepare again, it continues where it stopped")
+        if meta["subtile"] != SUBTILE or meta["codec"] not in CODECS:
+            raise UserError(
+                f"store {self.path} has sub-tiles of {meta['subtile']} pixels in codec {meta['codec']}, which this "
+                "program does not read: run prepare again with --store and a new folder"
+            )
+        self.codec, self.digest = meta["codec"], meta["sealed"]["digest"]
+        self.entries = [StoreEntry(**entry) for entry in meta["sealed"]["entries"]]
+        self.cities = sorted({entry.city for entry in self.entries})
+        sizes = np.array([(entry.height, entry.width) for entry in self.entries], np.int64)
+        counts = np.prod(-(-sizes // SUBTILE), axis=1)
+        self._first = np.cumsum(counts) - counts  # the number of each tile's first value, in the order of the keys
+        self._count = int(counts.sum())
+        self._begin_process()
+
+    def _begin_process(self) -> None:
+        """What belongs to a process and is not sent to another."""
+        self._mapping: Mapping | None = None
+        self._file: ValueFile | None = None
+        self._without: tuple[int, int] | None = None
+        self._counter = Counter()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_mapping", "_file", "_without", "_counter")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin_process()
+
+    @property
+    def read_requests(self) -> int:
+        """How often this process asked the operating system for values of this store at their offsets."""
+        return self._counter.totals()[0]
+
+    @property
+    def read_bytes(self) -> int:
+        """How many bytes it got by that."""
+        return self._counter.totals()[1]
+
+    def read_tile(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+        """The whole tile: RGB (H, W, 3) uint8 and AGL (H, W) uint16 centimetres, 65535 where unknown."""
+        entry = self.entries[index]
+        return self.read_crop(index, 0, 0, entry.height, entry.width)
+
+    def read_crop(
+        self, index: int, y: int, x: int, height: int, width: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+        """A part of a tile, copied from the sub-tiles that it touches.
+
+        Args:
+            index: position in `entries`.
+            y, x: upper left pixel.
+            height, width: size in pixels; the part must lie inside the tile.
+
+        Returns:
+            RGB (height, width, 3) uint8 and AGL (height, width) uint16 centimetres, 65535 where unknown; contiguous.
+
+        Raises:
+            ValueError: when the part does not lie inside the tile.
+            UserError: when the store is damaged there.
+        """
+        self._check_inside(index, y, x, height, width)
+        planes = np.empty((3, height, width), np.uint8)
+        agl = np.empty((height, width), np.uint16)
+        self.read_into(index, y, x, planes, agl)
+        return _interleaved(planes), agl
+
+    def read_into(self, index: int, y: int, x: int, planes: NDArray[np.uint8], agl: NDArray[np.uint16]) -> None:
+        """`read_crop` straight into arrays of the caller, without copies in between.
+
+        Args:
+            index: position in `entries`.
+            y, x: upper left pixel.
+            planes: (3, height, width) uint8, R, G, B; of any strides, but the pixels of a row lie side by side.
+            agl: (height, width) uint16, likewise; centimetres, 65535 where unknown.
+
+        Raises:
+            ValueError: when the part does not lie inside the tile, or the arrays are not of one size.
+            UserError: when the store is damaged there; the arrays are then partly written.
+        """
+        height, width = agl.shape
+        if planes.shape != (3, height, width) or planes.dtype != np.uint8 or agl.dtype != np.uint16:
+            raise ValueError(f"planes {planes.shape} {planes.dtype} and AGL {agl.shape} {agl.dtype} are not one crop")
+        self._check_inside(index, y, x, height, width)
+        entry = self.entries[index]
+        parts, crop = list(_parts(entry, y, x, height, width)), Crop(planes, agl)
+        for part in self._decode_located(index, parts, crop):
+            with self._mapped_value(entry, part) as value:
+                decode_into(self.codec, value, part, crop)
+
+    def _decode_located(self, index: int, parts: list[Part], crop: Crop) -> list[Part]:
+        """Decode the values that are where the offsets say; return the other parts."""
+        file = self._located()
+        if file is None:
+            return parts
+        left = dict(enumerate(parts))
+        for place, value in file.read([self._number(index, part) for part in parts]):
+            try:
+                decode_into(self.codec, value, parts[place], crop)
+            except ValueError:  # LMDB has the last word
+                continue
+            del left[place]
+        return list(left.values())
+
+    @contextmanager
+    def _mapped_value(self, entry: StoreEntry, part: Part) -> Iterator[Value]:
+        """A value through LMDB; what is wrong with it in the block, a `ValueError`, is a `UserError` that names it."""
+        try:
+            with self._map().environment.begin(buffers=True) as transaction:
+                value = transaction.get(subtile_key(entry.id, part.row, part.column))
+                if value is None:
+                    raise ValueError("it is missing")
+                yield value
+        except (ValueError, lmdb.Error) as error:
+            raise UserError(
+                f"store {self.path} is damaged at tile {entry.id} (sub-tile {part.row}, {part.column}): {error}; "
+                "delete the store and run prepare again"
+            ) from None
+
+    def verify(self, index: int) -> str | None:
+        """Read all of a tile and compare it with what was written; one sentence if anything is wrong, else None."""
+        entry = self.entries[index]
+        crop = Crop(np.empty((3, SUBTILE, SUBTILE), np.uint8), np.empty((SUBTILE, SUBTILE), np.uint16))
+        digest = xxhash.xxh3_128()
+        file = self._located()
+        try:
+            for part in _parts(entry, 0, 0, entry.height, entry.width):
+                part = part._replace(to_row=0, to_column=0)
+                for _, value in file.read([self._number(index, part)]) if file is not None else ():
+                    if sound(value):
+                        break
+                else:
+                    with self._mapped_value(entry, part) as mapped:
+                        value = memoryview(bytes(mapped))
+                        decode_into(self.codec, value, part, crop)
+                decode_into(self.codec, value, part, crop)
+                digest.update(value)
+        except ValueError as error:
+            return str(error)
+        record = self._record(entry)
+        if record is None or (record["digest"], record["entry"]) != (digest.hexdigest(), asdict(entry)):
+            return (
+                f"store {self.path} is damaged at tile {entry.id}: it does not agree with the record of its making; "
+                "delete the store and run prepare again"
+            )
+        return None
+
+    def _record(self, entry: StoreEntry) -> Any:
+        """The record of a tile's completion, None if it is missing."""
+        with self._map().environment.begin() as transaction:
+            raw = transaction.get(done_key(entry.id))
+        return None if raw is None else json.loads(raw)
+
+    def close(self) -> None:
+        """Let go of the file; the next read opens it again."""
+        self._mapping = self._file = self._without = None
+
+    def _number(self, index: int, part: Part) -> int:
+        """Of a sub-tile's value, in the order of the keys."""
+        return int(self._first[index]) + part.row * -(-self.entries[index].width // SUBTILE) + part.column
+
+    def _check_inside(self, index: int, y: int, x: int, height: int, width: int) -> None:
+        entry = self.entries[index]
+        if min(y, x) < 0 or min(height, width) < 1 or y + height > entry.height or x + width > entry.width:
+            raise ValueError(
+                f"crop of {height} x {width} at ({y}, {x}) is not inside tile {entry.id} "
+                f"of {entry.height} x {entry.width}"
+            )
+
+    def _located(self) -> ValueFile | None:
+        """The file whose offsets are known in this process, None where there are none that fit."""
+        file = self._file
+        if file is None or not file.usable():
+            now = os.getpid(), releases()
+            if self._without == now:
+                return None
+            self._file = file = ValueFile.open(self.path, self.digest, self._count, self._counter)
+            self._without = now if file is None else None
+        return file
+
+    def _map(self) -> Mapping:
+        if self._mapping is None or not self._mapping.usable():
+            self._mapping = shared_mapping(self.path)
+        return self._mapping
+
+
+def _interleaved(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(3, H, W) as (H, W, 3), contiguous."""
+    from agl_core.opencv import cv2  # five times faster than numpy; here, since `read_into` does without
+
+    return cast(NDArray[np.uint8], cv2.merge(list(planes)))
+
+
+def _parts(entry: StoreEntry, y: int, x: int, height: int, width: int) -> Iterator[Part]:
+    """The sub-tiles that a crop touches, in their order."""
+    for row, top, rows, to_row in _spans(y, height):
+        for column, left, columns, to_column in _spans(x, width):
+            high = min(SUBTILE, entry.height - row * SUBTILE)
+            wide = min(SUBTILE, entry.width - column * SUBTILE)
+            yield Part(row, column, high, wide, top, left, rows, columns, to_row, to_column)
+
+
+def _spans(start: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+    """The sub-tiles that [start, start + length) touches: number, first within it, how many, where in the result."""
+    for number in range(start // SUBTILE, (start + length - 1) // SUBTILE + 1):
+        first, last = max(start, number * SUBTILE), min(start + length, (number + 1) * SUBTILE)
+        yield number, first - number * SUBTILE, last - first, first - start
