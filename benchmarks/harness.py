@@ -19,6 +19,9 @@ from agl_core.files import write_json
 
 Contender = Callable[[], None]
 
+PACKAGES = ("torch", "numpy", "lmdb", "zstandard", "opencv-python-headless", "numba", "rasterio")
+"""What times and sizes depend on."""
+
 
 class Arguments(NamedTuple):
     """What every benchmark takes. quick: a small case in seconds, to see that it works; json: file for the result."""
@@ -33,6 +36,51 @@ class Spread(NamedTuple):
     median: float
     lowest: float
     highest: float
+
+
+class Table(NamedTuple):
+    """What was found beside times: a title, the names of the columns, rows of text, and what must be known of it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def __str__(self) -> str:
+        """In columns of equal width, under the title."""
+        rows = [self.columns, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.title, *lines, *([self.note] if self.note else [])])
+
+
+class Promise(NamedTuple):
+    """What this project promises of a figure: its limit, what was measured, and whether that is within the limit."""
+
+    what: str
+    required: str
+    measured: str
+    held: bool
+
+
+def at_most(what: str, measured: float, limit: float, unit: str, digits: int = 1) -> Promise:
+    """A promise that a figure is not above `limit`."""
+    return Promise(what, f"at most {limit:g} {unit}", f"{measured:.{digits}f} {unit}", measured <= limit)
+
+
+def at_least(what: str, measured: float, limit: float, unit: str, digits: int = 1) -> Promise:
+    """A promise that a figure is not below `limit`."""
+    return Promise(what, f"at least {limit:g} {unit}", f"{measured:.{digits}f} {unit}", measured >= limit)
+
+
+class Told:
+    """A clock that contenders move by what they tell, instead of all the time that passes while they run."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
 
 
 @dataclass(frozen=True)
@@ -50,6 +98,25 @@ class Comparison:
         """How the ratios of `name` are spread over the rounds."""
         ratios = self.ratios(name)
         return Spread(statistics.median(ratios), min(ratios), max(ratios))
+
+    def faster(self, name: str) -> Spread:
+        """How many times as fast as the baseline `name` is, and how that is spread over the rounds."""
+        ratios = [1 / ratio for ratio in self.ratios(name)]
+        return Spread(statistics.median(ratios), min(ratios), max(ratios))
+
+    def as_table(self, title: str) -> Table:
+        """The same as `table`, and how many times as fast as the baseline each contender is."""
+        rows = []
+        for name, seconds in self.seconds.items():
+            (ratio, lowest, highest), faster = self.spread(name), self.faster(name)
+            rows.append([
+                name,
+                f"{1000 * statistics.median(seconds):.3f}",
+                f"{ratio:.3f} ({lowest:.3f} to {highest:.3f})",
+                f"{faster.median:.2f} ({faster.lowest:.2f} to {faster.highest:.2f})",
+            ])  # fmt: skip
+        note = f"ratio: time divided by that of '{self.baseline}' in the same round; median (lowest to highest)"
+        return Table(title, ["contender", "median ms", "ratio", "times as fast"], rows, note)
 
     def table(self) -> str:
         """A line for each contender: median time, and median, lowest and highest ratio to the baseline."""
@@ -101,29 +168,60 @@ def compare(
     return Comparison(baseline, seconds)
 
 
-def arguments(description: str, argv: Sequence[str] | None = None) -> Arguments:
-    """Parse the command line of a benchmark; a result that could not be written is refused before the work."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="a small case in seconds, to see that the script works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write machine, times and ratios to this file")
-    given = parser.parse_args(argv)
+def parser(description: str) -> argparse.ArgumentParser:
+    """The command line that every benchmark has; a script may add to it."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--quick", action="store_true", help="a small case in seconds, to see that the script works")
+    result.add_argument("--json", type=Path, metavar="FILE", help="also write machine, times and ratios to this file")
+    return result
+
+
+def check_json(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Arguments:
+    """What every benchmark takes; a result that could not be written is refused before the work."""
     if given.json is not None and not given.json.absolute().parent.is_dir():
         parser.error(f"the folder of --json {given.json} does not exist: create it first")
     return Arguments(given.quick, given.json)
 
 
-def report(comparison: Comparison, title: str, settings: Mapping[str, Any], options: Arguments) -> None:
-    """Print the table; write the JSON file that was asked for."""
+def arguments(description: str, argv: Sequence[str] | None = None) -> Arguments:
+    """Parse the command line of a benchmark that has no options of its own."""
+    own = parser(description)
+    return check_json(own, own.parse_args(argv))
+
+
+def report(
+    comparison: Comparison,
+    title: str,
+    settings: Mapping[str, Any],
+    options: Arguments,
+    tables: Sequence[Table] = (),
+    promises: Sequence[Promise] = (),
+) -> None:
+    """Print the comparison, then tables and promises; write the JSON file that was asked for."""
     print(f"{title}\n{comparison.table()}")
+    for table in tables:
+        print(f"\n{table}")
+    if promises:
+        print(f"\n{promise_table(promises)}")
     if options.json is not None:
         about = {"title": title, "quick": options.quick, "settings": dict(settings), "machine": machine()}
-        write_json(options.json, {**about, **comparison.as_json()})
+        beside = {"tables": [table._asdict() for table in tables], "promises": [one._asdict() for one in promises]}
+        write_json(options.json, {**about, **comparison.as_json(), **beside})
+
+
+def promise_table(promises: Sequence[Promise]) -> Table:
+    """What is promised, what was measured, and whether it holds."""
+    rows = [[one.what, one.required, one.measured, "yes" if one.held else "NO"] for one in promises]
+    return Table("promises", ["promise", "required", "measured", "holds"], rows)
 
 
 def machine() -> dict[str, Any]:
-    """What the times were taken on: usable cores, processor, versions of Python and torch."""
+    """What the times were taken on: usable cores, processor, memory, versions of Python and of what does the work."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cores": cores, "cpu": _cpu(), "python": platform.python_version(), "torch": version("torch")}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = {name: version(name) for name in PACKAGES}
+    about = {"cores": cores, "cpu": _cpu(), "memory_gib": round(memory, 1), "system": platform.platform()}
+    return {**about, "python": platform.python_version(), **versions}
 
 
 def _cpu() -> str:

@@ -1,121 +1,123 @@
-"""Reading one random crop (RGB and AGL) of a tile, from warm memory: the store against two other layouts.
+"""Reading crops: the store, in both codecs, against the reference's way, which unpickles whole tiles.
 
-- store: `Store.read_crop`; the baseline
-- pickled tile: the reference solution's way: the whole tile (uint8 RGB, float32 AGL) is unpickled from LMDB, then cut
-- GeoTIFF window: tiled GeoTIFFs (256 x 256, zstd, predictor) through rasterio, opened for each crop, since a data set
-  has thousands of them
-
-All give contiguous arrays of the same crops.
+- End to end, from warm memory through torch's DataLoader: batches of 8 crops, nothing augmented, the same number of
+  workers on both sides. Each turn starts its workers anew and counts from the first batch on, so that nothing is read
+  ahead in another's time. `reference, float32` is the reference with a cheaper normalisation than its own.
+- One crop in this process, from warm memory: the store by its offsets and through LMDB, the reference, GeoTIFF windows.
+- What a tile takes on disk.
+- What one crop asks of the disk: read calls of the sealed store, counted by it and by Linux, and what the disk then
+  has to deliver, the file dropped from the page cache before each crop.
+- Opening the index of 6000 tiles in a new process.
+- Memory of a data loading process after many crops, of a store and of one with ten times the tiles.
 """
 
-import pickle
+import argparse
+import multiprocessing
+import shutil
+import statistics
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
-import rasterio
-from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.windows import Window
 
 if not __package__:  # run as a file: Python then looks for modules in this folder, not in the one above
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from agl_core.data.store import Store, StoreEntry, StoreWriter
-from agl_core.data.tiles import UNKNOWN
-from benchmarks.harness import Contender, arguments, compare, report
+from agl_core.config import StageConfig
+from agl_core.data.dataset import CropDataset, batches
+from agl_core.data.order import Order
+from agl_core.data.store import Store
+from agl_core.data.store.codec import CODECS
+from benchmarks import footprint, reference_way
+from benchmarks.harness import (
+    Comparison,
+    Contender,
+    Promise,
+    Table,
+    Told,
+    at_least,
+    at_most,
+    check_json,
+    compare,
+    report,
+)
+from benchmarks.harness import parser as command_line
+from benchmarks.layouts import REFERENCE, Reader, readers, write_index, write_store
+from benchmarks.stored import Cold, cold_table, content_table, disk_table, opening
+from benchmarks.tiles import CONTENT, Tile, copies, read_tiles, rendered, rough
 
-Crop = tuple[NDArray[Any], NDArray[Any]]
-Reader = Callable[[int, int, int], Crop]
-"""(y, x, side) to RGB (side, side, 3) uint8 and AGL (side, side)."""
-
-SUBTILE = 256
-
-
-def synthetic_tile(size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """RGB (size, size, 3) uint8 and AGL (size, size) uint16 centimetres that compress about as real tiles do:
-    flat-roofed blocks on sloping ground, sensor noise, a band where nothing is known."""
-    generator = np.random.default_rng(0)
-    y, x = np.mgrid[:size, :size]
-    blocks = generator.integers(0, 3000, (size // 32 + 1, size // 32 + 1))
-    heights = blocks[y // 32, x // 32] * (blocks[y // 32, x // 32] > 1500)
-    agl = (heights + generator.integers(0, 20, (size, size))).astype(np.uint16)
-    agl[: size // 16] = UNKNOWN
-    light = 60 + heights // 25 + 30 * x // size
-    rgb = light[..., None] + generator.normal(0, 4, (size, size, 3))
-    return np.clip(rgb, 0, 255).astype(np.uint8), agl
-
-
-@contextmanager
-def store_reader(folder: Path, rgb: NDArray[np.uint8], agl: NDArray[np.uint16]) -> Iterator[Reader]:
-    """This project's store with one tile in it."""
-    with StoreWriter(folder) as writer:
-        writer.write(StoreEntry("tile", "city", 0.5, *agl.shape), rgb, agl)
-        writer.seal()
-    with closing(Store(folder)) as store:
-        yield lambda y, x, side: store.read_crop(0, y, x, side, side)
+CAREFUL = "reference, float32"
+BATCH = 8
 
 
-@contextmanager
-def pickle_reader(folder: Path, rgb: NDArray[np.uint8], agl: NDArray[np.uint16]) -> Iterator[Reader]:
-    """A pickled tile in LMDB; read through the map, without the copy that a plain `get` would make."""
-    metres = np.where(agl == UNKNOWN, np.float32(np.nan), agl / np.float32(100)).astype(np.float32)
-    value = pickle.dumps((rgb, metres), protocol=pickle.HIGHEST_PROTOCOL)
-    with lmdb.open(str(folder), map_size=2 * len(value) + (1 << 20)) as environment:
-        with environment.begin(write=True) as transaction:
-            transaction.put(b"tile", value)
+@dataclass(frozen=True)
+class Case:
+    """size, crop: pixels; tiles: of the small stores; turns: batches of the reference in a turn, the others take as
+    much time; index: tiles of the store that is opened; opens: how often; crops: before memory is looked at."""
 
-        def read(y: int, x: int, side: int) -> Crop:
-            with environment.begin(buffers=True) as transaction:
-                raw: Any = transaction.get(b"tile")
-                tile = pickle.loads(raw)  # written above, by this process
-            cut = np.s_[y : y + side, x : x + side]
-            return np.ascontiguousarray(tile[0][cut]), np.ascontiguousarray(tile[1][cut])
-
-        yield read
+    size: int
+    crop: int
+    tiles: int
+    rounds: int
+    turn: int
+    single_rounds: int
+    index: int
+    opens: int
+    crops: int
 
 
-@contextmanager
-def geotiff_reader(folder: Path, rgb: NDArray[np.uint8], agl: NDArray[np.uint16]) -> Iterator[Reader]:
-    """A tiled GeoTIFF of the RGB and one of the AGL in centimetres."""
-    folder.mkdir()
-    layout = {"tiled": True, "blockxsize": SUBTILE, "blockysize": SUBTILE}
-    packing = {"compress": "zstd", "zstd_level": 1, "predictor": 2, "interleave": "pixel"}
-    with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        for name, bands in (("rgb", rgb.transpose(2, 0, 1)), ("agl", agl[None])):
-            count, height, width = bands.shape
-            shape = {"count": count, "height": height, "width": width, "dtype": bands.dtype.name}
-            with rasterio.open(folder / f"{name}.tif", "w", driver="GTiff", **shape, **layout, **packing) as raster:
-                raster.write(bands)
+QUICK = Case(size=512, crop=128, tiles=1, rounds=1, turn=1, single_rounds=3, index=20, opens=1, crops=16)
+FULL = Case(size=2048, crop=512, tiles=8, rounds=7, turn=8, single_rounds=60, index=6000, opens=11, crops=480)
+TIMES_MORE = 10
+FASTER = {REFERENCE: 1, CAREFUL: 2, "zstd": 4, "raw": 10}
+"""About how many times as many batches as the reference each contender makes in the same time."""
 
-        def read(y: int, x: int, side: int) -> Crop:
-            window = Window(x, y, side, side)
-            with rasterio.open(folder / "rgb.tif") as raster:
-                bands = raster.read(window=window)
-            with rasterio.open(folder / "agl.tif") as raster:
-                heights = raster.read(1, window=window)
-            return np.ascontiguousarray(bands.transpose(1, 2, 0)), heights
-
-        yield read
+Source = Callable[[int, int], Iterator[Any]]
+"""(number of batches, workers) to the batches."""
 
 
-@contextmanager
-def readers(folder: Path, size: int) -> Iterator[dict[str, Reader]]:
-    """All layouts of one tile of `size` x `size` pixels below `folder`, by name."""
-    rgb, agl = synthetic_tile(size)
-    with (
-        store_reader(folder / "store", rgb, agl) as store,
-        pickle_reader(folder / "pickle", rgb, agl) as pickled,
-        geotiff_reader(folder / "geotiff", rgb, agl) as geotiff,
-    ):
-        yield {"store": store, "pickled tile": pickled, "GeoTIFF window": geotiff}
+def own_source(path: Path, crop: int) -> Source:
+    """This project's batches."""
+    store = Store(path)
+    config = StageConfig(crop=crop, batch=BATCH, micro_batch=BATCH)
+    dataset = CropDataset(store, range(len(store)), config, seed=0, stage=0)
+    order = Order(0, 0, len(store), BATCH)
+    return lambda count, workers: batches(dataset, order, 0, count, workers=workers)
+
+
+def reference_source(path: Path, tiles: Sequence[Tile], crop: int, careful: bool = False) -> Source:
+    """The reference's batches."""
+    dataset = reference_way.ReferenceDataset(path, tiles, crop, careful)
+    return lambda count, workers: iter(reference_way.loader(dataset, BATCH, count, workers))
+
+
+def turn(source: Source, count: int, workers: int, told: Told) -> Contender:
+    """Takes `count` batches from new workers, after a first one; tells the seconds per crop."""
+
+    def run() -> None:
+        iterator = source(count + 1, workers)
+        next(iterator)
+        began = time.perf_counter()
+        for _ in range(count):
+            next(iterator)
+        told.seconds += (time.perf_counter() - began) / (count * BATCH)
+        del iterator  # with its workers
+
+    return run
+
+
+def end_to_end(sources: Mapping[str, Source], case: Case, workers: int) -> Comparison:
+    """Seconds per crop through the DataLoader."""
+    told = Told()
+    contenders = {
+        name: turn(source, case.turn * FASTER[name] * workers, workers, told) for name, source in sources.items()
+    }
+    return compare(contenders, case.rounds, REFERENCE, told)
 
 
 def in_turn(reader: Reader, corners: Sequence[tuple[int, int]], side: int) -> Contender:
@@ -128,16 +130,128 @@ def in_turn(reader: Reader, corners: Sequence[tuple[int, int]], side: int) -> Co
     return read_next
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    options = arguments("Reading one random crop: the store, a pickled tile, a GeoTIFF window.", argv)
-    size, side, rounds = (512, 128, 6) if options.quick else (2048, 512, 120)
+def one_crop(tile: Tile, case: Case, folder: Path) -> Comparison:
+    """Seconds of one crop in this process."""
     generator = np.random.default_rng(1)
-    corners = [(int(y), int(x)) for y, x in generator.integers(0, size - side + 1, (rounds + 1, 2))]
-    with tempfile.TemporaryDirectory(prefix="agl-reading-") as folder, readers(Path(folder), size) as layouts:
-        contenders = {name: in_turn(reader, corners, side) for name, reader in layouts.items()}
-        comparison = compare(contenders, rounds, baseline="store")
-    title = f"reading a crop of {side} x {side} from a tile of {size} x {size}, {rounds} rounds"
-    report(comparison, title, {"tile": size, "crop": side, "rounds": rounds}, options)
+    corners = generator.integers(0, case.size - case.crop + 1, (case.single_rounds + 1, 2)).tolist()
+    with readers(folder, tile) as layouts:
+        contenders = {name: in_turn(reader, corners, case.crop) for name, reader in layouts.items()}
+        return compare(contenders, case.single_rounds, REFERENCE)
+
+
+def worker_memory(source: Source, crops: int) -> footprint.Memory:
+    """Memory of a data loading process that has read `crops` crops."""
+    count = max(crops // BATCH, 2)
+    iterator = source(count + 1, 1)
+    for _ in range(count):
+        next(iterator)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    found = footprint.memory(worker.pid)
+    for _ in iterator:
+        pass
+    return found
+
+
+def memory_table(sources: Sequence[Mapping[str, Source]], case: Case) -> tuple[Table, dict[str, list[float]]]:
+    """Memory of a worker with the small store and with the large one."""
+    rows, own = [], {}
+    for name in (REFERENCE, *CODECS):
+        found = [worker_memory(size[name], case.crops) for size in sources]
+        own[name] = [memory.own for memory in found]
+        rows.append([name, *(f"{memory.own:.0f}" for memory in found), *(f"{memory.resident:.0f}" for memory in found)])
+    few, many = f"{case.tiles} tiles", f"{TIMES_MORE * case.tiles} tiles"
+    columns = ["layout", f"own, {few}", f"own, {many}", f"resident, {few}", f"resident, {many}"]
+    note = f"MB after {case.crops} crops; own: what this process alone has written to; resident: with pages of files"
+    return Table("memory of a data loading process", columns, rows, note), own
+
+
+def write_all(folder: Path, tiles: Sequence[Tile]) -> dict[str, Path]:
+    """All layouts of `tiles`."""
+    folder.mkdir()
+    own = {codec: write_store(folder / codec, tiles, codec) for codec in CODECS}
+    return {REFERENCE: reference_way.write(folder / "reference", tiles), **own}
+
+
+def all_sources(stores: Mapping[str, Path], tiles: Sequence[Tile], crop: int) -> dict[str, Source]:
+    """The batches of all layouts."""
+    careful = reference_source(stores[REFERENCE], tiles, crop, careful=True)
+    own = {codec: own_source(stores[codec], crop) for codec in CODECS}
+    return {REFERENCE: reference_source(stores[REFERENCE], tiles, crop), CAREFUL: careful, **own}
+
+
+def promises(
+    fast: Mapping[int, Comparison], sizes: Mapping[str, float], cold: Mapping[str, Cold], opened: float,
+    memory: Mapping[str, Sequence[float]],
+) -> list[Promise]:  # fmt: skip
+    """What the figures have to be."""
+    found = []
+    for workers, comparison in fast.items():
+        for codec, least in (("raw", 10.0), ("zstd", 4.0)):
+            what = f"crops per second, {codec}, {workers} worker{'s' * (workers > 1)}"
+            found.append(at_least(what, comparison.faster(codec).median, least, "x the reference"))
+    found.append(at_least("disk, zstd", sizes[REFERENCE] / sizes["zstd"], 3.0, "x smaller", 2))
+    found.append(at_most("read requests of a cold crop, zstd, highest", cold["zstd"].requests, 4, "requests", 0))
+    found.append(at_most("bytes of a cold crop, zstd, mean", cold["zstd"].mean_mb, 1.5, "MB", 2))
+    found.append(at_most("opening the index in a new process, offsets included", opened, 100, "ms"))
+    for codec in CODECS:
+        few, many = memory[codec]
+        found.append(at_most(f"growth of a worker's own memory with 10 x the tiles, {codec}", many - few, 10, "MB"))
+    return found
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    own = command_line("Reading crops: the store against the reference's way.")
+    own.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="also say how well the tiles of this data set compress"
+    )
+    given = own.parse_args(argv)
+    check_json(own, given)
+    return given
+
+
+def check_room(case: Case) -> None:
+    """Refuse to fill the disk."""
+    needed = 16 * case.size**2 * case.tiles * (1 + TIMES_MORE) + 2e9 * (case.index / 6000)
+    folder = Path(tempfile.gettempdir())
+    if shutil.disk_usage(folder).free < needed:
+        raise SystemExit(f"{folder} has less than {needed / 1e9:.0f} GB left: make room, or set TMPDIR to another disk")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = parse(argv)
+    case = QUICK if given.quick else FULL
+    check_room(case)
+    distinct = read_tiles(rendered(case.size))
+    few, many = copies(distinct, case.tiles), copies(distinct, TIMES_MORE * case.tiles)
+    with tempfile.TemporaryDirectory(prefix="agl-reading-") as name:
+        folder = Path(name)
+        small, large = write_all(folder / "small", few), write_all(folder / "large", many)
+        sources = [all_sources(small, few, case.crop), all_sources(large, many, case.crop)]
+        through = {workers: end_to_end(sources[1], case, workers) for workers in (1, 2)}
+        single = one_crop(distinct[0], case, folder)
+        disk, sizes = disk_table(large, len(many))
+        cold, counted = cold_table(large, many, case.crop, max(min(case.crops // 4, 64), 2))
+        opened = opening(write_index(folder / "index", case.index), case.opens)
+        memory, own = memory_table(sources, case)
+    kinds = {"the tiles above": distinct, "the same, heights with a noise of 5 cm": [rough(tile) for tile in distinct]}
+    if given.data is not None:
+        kinds[f"tiles of {given.data.name}"] = read_tiles(given.data)
+    opening_row = [str(case.index), str(case.opens), *(f"{f(opened):.1f}" for f in (statistics.median, min, max))]
+    tables = [
+        through[2].as_table("through the DataLoader, per crop, 2 workers"),
+        single.as_table("one crop in one process, warm"),
+        disk, content_table(kinds), cold,
+        Table("opening a store", ["tiles", "processes", "median ms", "lowest", "highest"], [opening_row]),
+        memory,
+    ]  # fmt: skip
+    title = (
+        f"through the DataLoader, per crop of {case.crop} x {case.crop} from tiles of {case.size} x {case.size}, "
+        f"batches of {BATCH}, 1 worker, {case.rounds} rounds"
+    )
+    held = promises(through, sizes, counted, statistics.median(opened), own)
+    settings = {**vars(case), "content": CONTENT, "two_workers": through[2].as_json(), "one_crop": single.as_json()}
+    report(through[1], title, settings, check_json(command_line(""), given), tables, held)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ if not __package__:  # run as a file: Python then looks for modules in this fold
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from agl_core.config import ModelConfig, OptimizerConfig, StageConfig
-from agl_core.data.dataset import Batch
+from agl_core.data.batch import Batch
 from agl_core.data.tiles import UNKNOWN
 from agl_core.durable.chain import ChainLog
 from agl_core.model.losses import Target, geopose_loss

@@ -4,19 +4,38 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import reading, training
-from benchmarks.harness import Arguments, Comparison, arguments, compare, report, turns
+from agl_core.data.catalog import read_catalog
+from agl_core.data.store import StoreEntry
+from agl_core.geometry import Pose
+from benchmarks import footprint, reference_way, table, tiles, training
+from benchmarks.harness import (
+    Arguments,
+    Comparison,
+    Table,
+    arguments,
+    at_least,
+    at_most,
+    compare,
+    machine,
+    report,
+    turns,
+)
+from benchmarks.layouts import REFERENCE, readers, write_store
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "harness"))
+SCRIPTS = sorted(
+    path.stem
+    for path in (ROOT / "benchmarks").glob("*.py")
+    if "\ndef main(" in path.read_text() and path.stem != "table"  # which only prints what the others found
+)
 
 
 class Stopwatch:
@@ -80,7 +99,8 @@ def test_a_report_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureF
     assert written["ratios"]["theirs"] == {"median": 3.0, "lowest": 3.0, "highest": 3.0, "rounds": [3.0]}
     assert written["contenders"] == result.seconds
     assert written["settings"] == {"crop": 8}
-    assert written["machine"].keys() == {"cores", "cpu", "python", "torch"}
+    assert written["machine"] == machine()
+    assert {"cores", "cpu", "memory_gib", "python", "torch", "lmdb"} <= written["machine"].keys()
 
 
 def test_a_result_that_could_not_be_written_is_refused_before_the_work(
@@ -92,19 +112,182 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(
     assert arguments("", ["--quick"]) == (True, None)
 
 
+def synthetic(size: int, name: str = "AAA_tile") -> tiles.Tile:
+    """A tile of noise with a band where nothing is known."""
+    generator = np.random.default_rng(0)
+    agl = generator.integers(0, 3000, (size, size)).astype(np.uint16)
+    agl[:20] = 65535
+    rgb = generator.integers(0, 255, (size, size, 3)).astype(np.uint8)
+    return tiles.Tile(StoreEntry(name, "AAA", 0.5, size, size, 0.8, 1.0, highest=30.0), rgb, agl)
+
+
 def test_all_layouts_give_the_same_crop(tmp_path: Path) -> None:
-    rgb, agl = reading.synthetic_tile(300)
-    metres = np.where(agl == 65535, np.nan, agl / 100)
-    with reading.readers(tmp_path, 300) as layouts:
-        assert len(layouts) == 3
+    tile = synthetic(600)
+    with readers(tmp_path, tile) as layouts:
+        assert len(layouts) == 6
         for name, read in layouts.items():
             for y, x in ((0, 0), (236, 101)):  # the first touches what is unknown, the second two sub-tiles
-                own_rgb, own_agl = read(y, x, 64)
-                expected = metres if name == "pickled tile" else agl
-                np.testing.assert_array_equal(own_rgb, rgb[y : y + 64, x : x + 64])
-                np.testing.assert_allclose(own_agl, expected[y : y + 64, x : x + 64], rtol=1e-6)
-                assert own_rgb.flags.c_contiguous
-                assert own_agl.flags.c_contiguous
+                rgb, agl = read(y, x, 64)
+                expected = reference_way.metres(tile.agl) if name == REFERENCE else tile.agl
+                np.testing.assert_array_equal(rgb, tile.rgb[y : y + 64, x : x + 64])
+                np.testing.assert_array_equal(agl, expected[y : y + 64, x : x + 64])
+                assert rgb.flags.c_contiguous
+                assert agl.flags.c_contiguous
+
+
+def test_the_stores_that_are_compared_are_read_with_and_without_offsets(tmp_path: Path) -> None:
+    for offsets in (True, False):
+        folder = write_store(tmp_path / str(offsets), [synthetic(300)], "zstd", offsets)
+        assert (folder / "offsets.bin").is_file() == offsets
+
+
+def test_the_reference_makes_the_batches_that_it_should(tmp_path: Path) -> None:
+    tile = synthetic(100)
+    path = reference_way.write(tmp_path / "lmdb", [tile])
+    for careful in (False, True):
+        dataset = reference_way.ReferenceDataset(path, [tile], 100, careful)
+        (image, city, gsd), xydir, agl, mag, scale = next(iter(reference_way.loader(dataset, 2, 1, 0)))
+        expected = (tile.rgb / 255 - reference_way.MEAN) / reference_way.DEVIATION
+        assert (image.shape, image.dtype) == ((2, 3, 100, 100), torch.float32)
+        np.testing.assert_allclose(image[1].permute(1, 2, 0), expected, atol=1e-5)
+        np.testing.assert_array_equal(agl[0], reference_way.metres(tile.agl))
+        np.testing.assert_allclose(mag, agl * 0.8, rtol=1e-6)
+        np.testing.assert_allclose(xydir[0], [np.sin(1.0), np.cos(1.0)], rtol=1e-6)
+        assert scale.tolist() == pytest.approx([0.8, 0.8])
+        assert (city.shape, gsd.shape) == ((2, 1, 1, 1), (2, 1, 1, 1))
+
+
+def test_what_the_reference_builds_is_what_it_reads(tmp_path: Path) -> None:
+    data = tiles.rendered(tiles_size())
+    held = reference_way.build(data, tmp_path / "lmdb")
+    rendered = tiles.read_tiles(data)
+    assert held == sum(7 * tile.agl.size for tile in rendered)
+    with reference_way.open_reading(tmp_path / "lmdb") as environment:
+        for tile in rendered:
+            rgb, agl = reference_way.read_whole(environment, tile.entry.id)
+            np.testing.assert_array_equal(rgb, tile.rgb)
+            np.testing.assert_array_equal(agl, reference_way.metres(tile.agl))
+
+
+def building() -> reference_way.Crop:
+    """A red roof, 20 m high and 40 pixels wide, in the middle of grey, level ground; one pixel per metre, angle 0."""
+    agl = np.zeros((160, 160), np.float32)
+    rgb = np.full((160, 160, 3), 90, np.uint8)
+    agl[60:100, 60:100], rgb[60:100, 60:100] = 20, (200, 40, 30)
+    return reference_way.Crop(rgb, agl, agl.copy(), Pose(1.0, 0.0), 0.5)
+
+
+def test_the_references_stretch_moves_a_roof_away_from_where_it_stands() -> None:
+    crop = reference_way.stretched(building(), 1.5)
+    # Angle 0: the roof stands on ground 20 pixels further down, and 30 once its height is 30. Where nothing has come,
+    # the reference leaves what was there, the roof's lower edge.
+    rows, columns = np.nonzero(crop.agl > 15)
+    assert (rows.min(), columns.min()) == pytest.approx((50, 60), abs=2)
+    assert (rows.max(), columns.max()) == pytest.approx((99, 99), abs=2)
+    assert np.median(crop.agl[55:85, 65:95]) == pytest.approx(30)
+    assert tuple(np.median(crop.rgb[55:85, 65:95], axis=(0, 1))) == (200, 40, 30)
+
+
+def test_the_references_chain_keeps_shape_and_true_labels() -> None:
+    random = np.random.RandomState(0)
+    for _ in range(8):
+        crop = reference_way.geometric(building(), reference_way.EVERYTHING, random, 80)
+        assert (crop.rgb.shape, crop.agl.shape, crop.mag.shape) == ((80, 80, 3), (80, 80), (80, 80))
+        assert crop.agl.flags.c_contiguous
+        assert (crop.agl.dtype, crop.mag.dtype) == (np.float32, np.float32)
+        known = np.isfinite(crop.agl)
+        wrong = np.abs(crop.mag[known] - crop.agl[known] * crop.pose.scale) > 0.01
+        assert wrong.mean() < 0.01  # it smooths mag before it stretches, and cuts the corners of roofs
+        assert crop.pose.scale * crop.gsd == pytest.approx(0.5)  # zoom changes both
+
+
+def test_the_reference_stretches_nothing_where_one_height_is_unknown() -> None:
+    crop = building()
+    crop.mag[0, 0] = crop.agl[0, 0] = np.nan
+    only_stretch = reference_way.Chances(stretch=1.0, rot90=0, flip=0, rotate=0, zoom=0)
+    same = reference_way.geometric(crop, only_stretch, np.random.RandomState(0), 160)
+    np.testing.assert_array_equal(same.agl, crop.agl)
+    other = reference_way.geometric(building(), only_stretch, np.random.RandomState(0), 160)
+    assert other.agl.max() > 20
+
+
+def tiles_size() -> int:
+    return 512  # what the scripts render with --quick
+
+
+def test_a_data_set_of_links_is_a_data_set(tmp_path: Path) -> None:
+    source = tiles.rendered(tiles_size())
+    data = tiles.linked(source, 7, tmp_path / "many")
+    records, originals = read_catalog(data, "train"), read_catalog(source, "train")
+    assert len(records) == 7
+    assert {record.city for record in records} == {record.city for record in originals}
+    assert {record.rgb.stat().st_ino for record in records} == {record.rgb.stat().st_ino for record in originals}
+
+
+def test_rendered_tiles_have_the_same_pixels_in_both_formats() -> None:
+    for one, other in zip(
+        *(tiles.read_tiles(tiles.rendered(tiles_size(), kind)) for kind in ("tif", "j2k")), strict=True
+    ):
+        assert one.entry == other.entry
+        np.testing.assert_array_equal(one.rgb, other.rgb)
+        np.testing.assert_array_equal(one.agl, other.agl)
+
+
+def test_rough_heights_are_unknown_where_they_were() -> None:
+    tile = synthetic(100)
+    noisy = tiles.rough(tile)
+    assert (noisy.agl == 65535).sum() == (tile.agl == 65535).sum()
+    assert np.abs(noisy.agl[20:].astype(int) - tile.agl[20:]).std() == pytest.approx(3, abs=1)
+
+
+def test_the_watch_finds_what_a_child_of_a_child_takes() -> None:
+    grandchild = "import time; kept = b'x' * 150_000_000; time.sleep(1)"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    process = subprocess.Popen([sys.executable, "-c", child])
+    with footprint.Watch(process.pid) as watch:
+        process.wait()
+    assert next(iter(watch.peaks)) == process.pid
+    assert sum(150 < peak < 250 for peak in watch.peaks.values()) == 1
+
+
+def test_reading_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3_000_000))
+
+    def read_twice() -> None:
+        handle = os.open(path, os.O_RDONLY)
+        os.pread(handle, 1_000_000, 0)
+        os.pread(handle, 500_000, 2_000_000)
+        os.close(handle)
+
+    asked = footprint.asked(read_twice)
+    assert asked.calls == 2
+    assert asked.call_mb == pytest.approx(1.5, abs=0.01)
+
+
+def test_a_promise_holds_up_to_its_limit() -> None:
+    assert at_most("x", 10.0, 10.0, "ms").held
+    assert not at_most("x", 10.1, 10.0, "ms").held
+    assert at_least("x", 4.0, 4.0, "x").held
+    assert not at_least("x", 3.9, 4.0, "x").held
+
+
+def test_the_page_of_results_has_machine_promises_and_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Comparison("ours", {"ours": [1.0, 1.0], "theirs": [3.0, 4.0]})
+    found = Table("one thing", ["what", "MB"], [["a | b", "3"]], "measured once")
+    promises = [at_least("speed", 3.5, 4, "x as fast")]
+    report(result, "a title", {}, Arguments(quick=True, json=tmp_path / "first.json"), [found], promises)
+    capsys.readouterr()
+    table.main([str(tmp_path / "first.json")])
+    page = capsys.readouterr().out
+    assert "## first" in page
+    assert f"cores {machine()['cores']}" in page
+    assert "A quick run" in page
+    assert "| speed | at least 4 x as fast | 3.5 x as fast | NO |" in page
+    assert "| theirs | 3500.000 | 3.500 (3.000 to 4.000) | 0.29 (0.25 to 0.33) |" in page
+    assert "### One thing\n\n| what | MB |\n| --- | --- |\n| a \\| b | 3 |\n\nMeasured once." in page
 
 
 def test_both_training_loops_compute_the_same_weights() -> None:
@@ -123,35 +306,36 @@ def test_both_training_loops_compute_the_same_weights() -> None:
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-6), name
 
 
-def run_script(script: str, way: str, folder: Path) -> dict[str, Any]:
-    """Run a benchmark as a user does, in `folder`; the JSON that it left."""
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Rendered tiles are kept in the folder for temporary files: here that of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("tmp")
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a benchmark as a user does, in `folder`; what it has printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)  # a file must find the project by itself
-    command = [str(ROOT / "benchmarks" / f"{script}.py")]
-    if way == "module":
+    if command[0] == "-m":
         environment["PYTHONPATH"] = str(ROOT)  # stands for running it in the checkout
-        command = ["-m", f"benchmarks.{script}"]
     done = subprocess.run(
-        [sys.executable, *command, "--quick", "--json", "out.json"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+        [sys.executable, *command],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "ratio" in done.stdout
-    assert [path.name for path in folder.iterdir()] == ["out.json"]
-    result = json.loads((folder / "out.json").read_text())
-    assert isinstance(result, dict)
-    return result
+    return done.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("way", ["file", "module"])
-def test_every_script_runs_and_leaves_its_ratios(script: str, way: str, tmp_path: Path) -> None:
-    result = run_script(script, way, tmp_path)
+def test_every_script_runs_and_leaves_its_ratios(script: str, tmp_path: Path) -> None:
+    printed = run(["-m", f"benchmarks.{script}", "--quick", "--json", "out.json"], tmp_path)
+    assert "ratio" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+    result = json.loads((tmp_path / "out.json").read_text())
     rounds = result["settings"]["rounds"]
     assert result["quick"]
     assert result["ratios"].keys() == result["contenders"].keys()
@@ -160,6 +344,14 @@ def test_every_script_runs_and_leaves_its_ratios(script: str, way: str, tmp_path
         assert len(ratios["rounds"]) == len(result["contenders"][name]) == rounds
         assert 0 < ratios["lowest"] <= ratios["median"] <= ratios["highest"]
     assert set(result["ratios"][result["baseline"]]["rounds"]) == {1.0}
+    for found in result["tables"]:
+        assert found["rows"], found["title"]
+        assert all(len(row) == len(found["columns"]) for row in found["rows"])
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "table"])
+def test_every_script_can_be_run_as_a_file(script: str, tmp_path: Path) -> None:
+    assert "usage" in run([str(ROOT / "benchmarks" / f"{script}.py"), "--help"], tmp_path)
 
 
 def test_the_readme_has_a_line_for_every_script() -> None:
