@@ -5,7 +5,6 @@ itself (every page of it is cleared first), so a piece is used again when the tr
 """
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 ALIGNMENT = 64  # bytes: a line of the CPU's cache
 KEPT = 16
-"""Pieces of memory that a worker keeps; if more batches than that are under way, the others get fresh ones."""
+"""Pieces of memory that a worker keeps at least, if as many batches are under way."""
 
 
 class Batch(NamedTuple):
@@ -64,10 +63,11 @@ def release(batch: Batch) -> None:
 
 
 class Buffers:
-    """The shared memory of one worker."""
+    """The shared memory of one worker: at most `most` pieces are kept; batches beyond those get memory of their own."""
 
-    def __init__(self) -> None:
-        self._kept: deque[Tensor] = deque(maxlen=KEPT)
+    def __init__(self, most: int = KEPT) -> None:
+        self._most = most
+        self._kept: list[Tensor] = []
 
     def take(self, count: int, size: int) -> Tensor:
         """A buffer for `count` crops of `size` pixels that nobody uses, whatever is in it."""
@@ -77,7 +77,8 @@ class Buffers:
                 break
         else:
             buffer = torch.empty(0, dtype=torch.uint8).set_(cast(Any, torch.UntypedStorage)._new_shared(length))
-            self._kept.append(buffer)
+            if len(self._kept) < self._most:  # those in use come back: one of them must not give way to this one
+                self._kept.append(buffer)
         buffer[-1] = 1
         return buffer
 

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from agl_core.config import StageConfig
-from agl_core.data.batch import Batch, Buffers, Packed, Refusal, places_of, unpack
+from agl_core.data.batch import KEPT, Batch, Buffers, Packed, Refusal, places_of, unpack
 from agl_core.data.order import MicroBatch, Order, SampleKey
-from agl_core.data.sampling import make_sample
+from agl_core.data.sampling import load_code, make_sample
 from agl_core.data.seeding import SampleStreams, WorkerInit, sample_generator, seed_worker
 from agl_core.data.store import Store
 from agl_core.errors import UserError
@@ -32,10 +32,19 @@ class CropDataset(Dataset[Any]):
         self.seed, self.stage, self.rank = seed, stage, rank
         self._city = {city: position for position, city in enumerate(store.cities)}
         self._epoch: int | None = None
-        self._buffers = Buffers()
+        # Under way are three steps, in the feed's hands, and what the loader reads ahead.
+        self._buffers = Buffers(max(KEPT, 3 * (config.batch // config.micro_batch) + 4))
 
     def __len__(self) -> int:
         return len(self.tiles)
+
+    def load_code(self) -> None:
+        """Load all that reading and augmenting needs, before other processes are forked.
+
+        They share it then, instead of loading a hundred megabytes each; and none of them can wait for ever for a lock
+        of Python's imports that a thread of this process held at the fork.
+        """
+        load_code(self.store.codec, self.config)
 
     def __getitems__(self, keys: list[SampleKey]) -> Packed | Refusal:
         """A whole micro-batch, in shared memory if this is a worker process."""

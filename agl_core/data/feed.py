@@ -41,6 +41,7 @@ class Feed:
         self._read: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=1)
         self._thread: threading.Thread | None = None
         if workers > 0:
+            dataset.load_code()
             self._thread = threading.Thread(target=self._read_ahead, name="feed", daemon=True)
             self._thread.start()
 

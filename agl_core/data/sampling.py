@@ -8,6 +8,7 @@ from agl_core.data.augment.geometric import Geometry, draw_geometry, transform
 from agl_core.data.augment.symmetry import draw_symmetry
 from agl_core.data.seeding import OPERATIONS, SampleStreams
 from agl_core.data.store import Store, StoreEntry
+from agl_core.data.store.codec import Crop, Part, decode_into, encode_tile
 from agl_core.data.tiles import UNKNOWN
 from agl_core.geometry import Pose, apply
 
@@ -132,3 +133,18 @@ def _to_planes(rgb: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
 def entry_pose(entry: StoreEntry) -> Pose | None:
     """The pose of a tile, None if it has none."""
     return Pose(entry.scale, entry.angle) if entry.scale is not None and entry.angle is not None else None
+
+
+def load_code(codec: str, config: StageConfig) -> None:
+    """Load, and compile where that is not done, all that `make_sample` needs for these settings: it is made use of."""
+    rgb, agl = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16)
+    planes = np.zeros((3, 4, 4), np.uint8)
+    (value,) = encode_tile(codec, rgb, agl)
+    decode_into(codec, value, Part(0, 0, 4, 4, 0, 0, 4, 4, 0, 0), Crop(planes, agl))
+    augment = config.augment
+    if any(getattr(augment, name) > 0 for name in GEOMETRIC):
+        transform(rgb, agl, None, Geometry(turn=1.0), 2, (1.5, 1.5))
+    if augment.stretch > 0 or augment.view > 0:
+        transform(rgb, agl, Pose(1.0, 1.0), Geometry(stretch=1.5), 2, (1.5, 1.5))
+    _recolour(config, SampleStreams(0, 0, 0, 0), planes)
+    _to_planes(rgb, planes)

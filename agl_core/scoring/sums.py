@@ -74,10 +74,15 @@ def _size(heights: NDArray[Any]) -> str:
     return " x ".join(str(length) for length in heights.shape)
 
 
+def load_code() -> None:
+    """Load and compile what `image_sums` needs."""
+    one = np.zeros((1, 1), np.uint16)
+    image_sums(one, one)
+
+
 @cache
 def _compiled() -> Callable[..., tuple[np.int64, ...]]:
-    # Here, since it takes a tenth of a second at the start of a training, which scores nothing before its first
-    # validation.
+    # Here, since it takes a tenth of a second, which programs that score nothing need not wait for.
     return machine_code(_sum_block)
 
 

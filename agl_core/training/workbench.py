@@ -30,6 +30,7 @@ from agl_core.reporting.progress import Progress
 from agl_core.reporting.scalars import Scalars
 from agl_core.reporting.startup import stopwatch
 from agl_core.scoring.score import Score
+from agl_core.scoring.sums import load_code
 from agl_core.training.agreement import Verdict, agree
 from agl_core.training.best import BestWeights
 from agl_core.training.build import Origin
@@ -127,6 +128,8 @@ class Workbench:
         resources.callback(events.close)
         resources.callback(scalars.close)
         self.journal = Journal(stage, self.order, events, scalars, self.progress)
+        if config.workers:
+            load_code()  # of validation, before data loading processes are forked: see CropDataset.load_code
         dataset = CropDataset(self.store, self.split.train, self.stage, config.seed, number, parallel.rank)
         self.feed = Feed(
             dataset, self.order, self.start, self.total, parallel.rank, parallel.world_size, config.workers or 0,

@@ -31,6 +31,15 @@ def test_a_worker_keeps_a_bounded_number_of_buffers() -> None:
     assert len(buffers._kept) == KEPT
 
 
+def test_buffers_in_use_are_used_again_however_many_there_were_for_a_moment() -> None:
+    buffers = Buffers(4)
+    held = [buffers.take(1, 16) for _ in range(9)]
+    for buffer in held:
+        release(unpack(buffer, 1, 16))
+    again = [buffers.take(1, 16) for _ in range(4)]
+    assert {buffer.data_ptr() for buffer in again} == {buffer.data_ptr() for buffer in held[:4]}
+
+
 def test_a_batch_that_was_copied_for_a_gpu_frees_its_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the DataLoader's thread does it; a copy stands for memory that a GPU can read, which needs one."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)

@@ -1,5 +1,7 @@
 """A sample is the crop that the whole tile would give, from no more of the store than it needs."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from agl_core.config import AugmentConfig, StageConfig
 from agl_core.data import sampling
+from agl_core.data.augment import splat
 from agl_core.data.augment.geometric import Geometry, draw_geometry, transform
 from agl_core.data.sampling import make_sample
 from agl_core.data.seeding import SampleStreams, sample_generator
@@ -217,3 +220,63 @@ def test_a_store_on_disk_knows_the_highest_height_of_each_tile(store: Store, tmp
     for entry in store.entries:
         heights = scene(*SHAPES[entry.id])[1]
         assert entry.highest == heights[heights != UNKNOWN].max() / 100
+
+
+def test_one_wrong_height_does_not_have_all_of_the_tile_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    pose, geometry = Pose(6.0, 0.7), Geometry(scale_by=3.0)
+    extent = geometry.extent(SIZE, pose, 655.0)
+    assert max(map(abs, extent)) <= 1.5 * SIZE
+    rgb, agl = scene(400, 400)
+    agl[200, 200] = 65000
+    shapes: list[tuple[int, ...]] = []
+    plain = splat.sample_heights
+
+    def spy(*arguments: Any) -> None:
+        shapes.append(arguments[-1].shape)
+        plain(*arguments)
+
+    monkeypatch.setattr(splat, "sample_heights", spy)
+    transform(rgb, agl, pose, geometry, SIZE, (200, 200))
+    assert max(shapes[0]) <= 2 * SIZE + 6
+
+
+def test_no_height_is_stretched_beyond_what_a_file_can_hold() -> None:
+    config = AugmentConfig(stretch=1, stretch_highest=10000)
+    drawn = [draw_geometry(config, SampleStreams(1, 0, 0, i), Pose(1.0, 0.0), 600.0).stretch for i in range(50)]
+    assert 1.05 < max(drawn) <= 655.34 / 600
+
+
+LOADED = """
+import sys
+import numpy as np
+from agl_core.config import AugmentConfig, StageConfig
+from agl_core.data.dataset import CropDataset
+from agl_core.data.order import SampleKey
+from agl_core.data.store import Store
+from agl_core.data.augment import splat
+from agl_core.data.store.unfilter import unfilter
+
+names = ("stretch", "view", "rotate", "zoom", "dropout", "blur", "brightness", "tone", "noise", "fancy_pca", "fog")
+augment = AugmentConfig(**dict.fromkeys((*names, "shadow", "sun_flare"), 0.7))
+store = Store(sys.argv[1])
+dataset = CropDataset(store, range(len(store)), StageConfig(crop=64, augment=augment), 1, 0)
+dataset.load_code()
+compiled = [unfilter, splat.sample_heights, splat.move_surfaces, splat.fill_holes, splat.colour_map]
+before, signatures = set(sys.modules), [len(function.signatures) for function in compiled]
+for epoch in range(10):
+    dataset.__getitems__([SampleKey(epoch, number) for number in range(len(store))])
+print(sorted(name for name in set(sys.modules) - before if "." not in name or name.startswith("agl_core")))
+print([len(function.signatures) for function in compiled] == signatures)
+"""
+
+
+def test_all_code_is_loaded_and_compiled_before_processes_are_forked(store: Store) -> None:
+    """What a forked process imports or compiles may wait for a lock that nobody holds any more."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, str(store.path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[]\nTrue\n", done.stdout + done.stderr

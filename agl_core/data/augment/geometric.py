@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from agl_core.config import AugmentConfig
 from agl_core.data.seeding import SampleStreams
+from agl_core.data.tiles import HIGHEST_CM
 from agl_core.geometry import IDENTITY, Pose, Symmetry, apply_direction, apply_pose, direction, rotate, zoom
 
 REACH = 2.5
@@ -94,8 +95,16 @@ class Geometry:
         and y, in pixels; `highest`: metres."""
         half = 0.5 * size * (abs(math.cos(self.turn)) + abs(math.sin(self.turn))) / self.zoom
         x, y = self.motion(pose) if self.moves and pose is not None else (0.0, 0.0)
+        highest = farthest(size, x, y, highest)
         x, y = -x * highest, -y * highest
         return min(0.0, x) - half, max(0.0, x) + half, min(0.0, y) - half, max(0.0, y) + half
+
+
+def farthest(size: int, x: float, y: float, highest: float) -> float:
+    """Metres up to which surfaces outside a crop of `size` pixels are looked for, if one moves (x, y) pixels per metre
+    and the highest is `highest`. Those that move farther than the crop is wide are nearly always errors in the data, a
+    single one of which would have all of the tile read for every crop."""
+    return min(highest, size / max(math.hypot(x, y), 1e-9))
 
 
 def draw_geometry(config: AugmentConfig, streams: SampleStreams, pose: Pose | None, highest: float) -> Geometry:
@@ -103,7 +112,7 @@ def draw_geometry(config: AugmentConfig, streams: SampleStreams, pose: Pose | No
     turn, magnified, stretch, scale_by, angle_by = 0.0, 1.0, 1.0, 1.0, 0.0
     if config.stretch > 0 and pose is not None:
         generator = streams("stretch")
-        most = min(config.stretch_most, config.stretch_highest / max(highest, 1e-6))
+        most = min(config.stretch_most, min(config.stretch_highest, HIGHEST_CM / 100) / max(highest, 1e-6))
         if generator.random() < config.stretch and most > 1:
             stretch = generator.uniform(1.0, most)
     if config.view > 0 and pose is not None:
@@ -197,14 +206,15 @@ def _move(
     size = len(result)
     linear = geometry.linear()
     highest = max(int((agl + np.uint16(1)).max()) - 1, 0)  # UNKNOWN + 1 is 0
+    highest_sought = 100 * farthest(size, *geometry.motion(pose), highest / 100)
     move_x, move_y = linear @ np.array(geometry.motion(pose)) / 100  # pixels per centimetre
     ground_x, ground_y = linear @ np.array(direction(pose.angle)) * pose.scale / 100
     transposed = abs(move_x) > abs(move_y)  # the lines are walked along the rows
     if transposed:
         move_x, move_y, ground_x, ground_y = move_y, move_x, ground_y, ground_x
     slope = move_x / move_y if move_y else 0.0
-    above, below = _margin(move_y * highest)
-    before, after = _margin(move_x * highest)
+    above, below = _margin(move_y * highest_sought)
+    before, after = _margin(move_x * highest_sought)
     rows = np.arange(-above, size + below)
     bend = np.floor(slope * rows + 0.5).astype(np.int64)
     heights = np.empty((len(rows), before + size + after), np.float32)
