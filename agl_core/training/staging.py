@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 import xxhash
 
+from agl_core.data.stagein.reading import StagedStore
 from agl_core.data.stagein.staged import NotStagedError, StagedCopy, expand
 from agl_core.data.stagein.state import StoreState
 from agl_core.data.store import Store
@@ -173,7 +174,7 @@ def open_store(
     copy = copying.copy
     if copy is not None:
         try:
-            staged = Store(copy.path)
+            staged = StagedStore(copy.path, path)
             store.close()
             store, copying.used = staged, True
         except UserError as error:

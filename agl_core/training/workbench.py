@@ -107,7 +107,12 @@ class Workbench:
             run_dir / "checkpoints" / stage,
             self.lease,
             self.order,
-            {"tiles": self.tiles, "threads": self.threads, "processes": parallel.world_size},
+            {
+                "tiles": self.tiles,
+                "store": self.store.digest,
+                "threads": self.threads,
+                "processes": parallel.world_size,
+            },
             # Only by the first process, which saves first: later their names may be those of good checkpoints.
             [line.split(":")[0] for line in self.skipped] if parallel.first else [],
             count_interruptions(run_dir / "events.jsonl") if parallel.first else (0, 0.0),
@@ -195,6 +200,14 @@ class Workbench:
                 self.journal.note(
                     f"{name}: {before} before, {now} now; the samples stay the same, the last bits of the result do not"
                 )
+        if self.before.get("store", self.store.digest) != self.store.digest:
+            self.journal.warn(
+                self.start,
+                f"the store {self.store.path} has other content, or another codec, than the run has read so far: "
+                "the result will not be that of a run from the start",
+            )
+        if self.config.codec not in ("auto", self.store.codec):
+            self.journal.note(f"the store is in codec {self.store.codec}: --codec is for one that has to be prepared")
         if self.stage_in is not None:
             self.journal.event("stage-in", self.start, **self.stage_in.values())
             if self.stage_in.reason:

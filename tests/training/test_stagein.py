@@ -23,6 +23,7 @@ from agl_core.training.trainer import train_stage
 from tests.training.faults import PROCESSES, assert_same_result, kinds, small, train
 from tests.training.incarnations import events
 from tests.training.runs import InterruptionError
+from tests.training.test_damage import damage
 
 CHUNK = 16 << 10
 
@@ -146,6 +147,36 @@ def test_a_copy_whose_index_is_damaged_is_removed_and_not_read(
 def lost(step: int) -> None:
     if step == 2:
         raise PeerLostError("gone")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_copy_that_is_damaged_does_not_end_a_run_and_is_made_anew(
+    tiny_store: Path,
+    tmp_path: Path,
+    node: Path,
+    undisturbed: Path,
+    read_from: list[Path],
+    capfd: pytest.CaptureFixture[str],
+    workers: int,
+) -> None:
+    settings = staged_in(tiny_store, node, workers=workers)
+    with pytest.raises(PeerLostError):
+        train(settings, tmp_path / "first", lost)
+    (copy,) = node.iterdir()
+    for tile in range(len(Store(copy))):
+        damage(copy, tile)
+    with pytest.raises(PeerLostError):
+        train(settings, tmp_path / "run", lost)
+    assert the_event(tmp_path / "run")["outcome"] == "found"
+    lines = [line for line in capfd.readouterr().err.splitlines() if "damaged at tile" in line]
+    assert len(lines) == 1
+    assert f"store {copy} is damaged at tile " in lines[0]
+    assert f"is read from {tiny_store} instead" in lines[0]
+    train(settings, tmp_path / "run")
+    assert the_event(tmp_path / "run")["outcome"] == "copied"
+    assert_same_result(tmp_path / "run", undisturbed)
+    assert set(read_from) == {copy}
+    assert "damaged at tile" not in capfd.readouterr().err
 
 
 def warned(step: int) -> None:

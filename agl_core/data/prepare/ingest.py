@@ -53,10 +53,13 @@ def prepare(config: PrepareConfig) -> Path:
         if not was_usable:
             writer.sweep()
         finished = {tile: provenance for tile, (_, provenance) in writer.finished().items()}
-        todo = _to_do(writer, records, finished, redo, config)
+        todo, notes = _to_do(records, finished, redo, config)
         stale = sorted(finished.keys() - {record.id for record in records} | finished.keys() & {r.id for r in todo})
-        if todo or stale or not writer.sealed:
-            writer.unseal()
+        if todo or stale or notes or not writer.sealed:
+            if todo or stale:
+                writer.unseal()
+            for tile, provenance in notes.items():
+                writer.note(tile, provenance)
             for tile in stale:
                 writer.remove(tile)
             bad = _write_tiles(writer, todo, len(records), config)
@@ -86,9 +89,9 @@ def _to_redo(config: PrepareConfig, records: list[TileRecord]) -> set[str]:
 
 
 def _to_do(
-    writer: StoreWriter, records: list[TileRecord], finished: Finished, redo: set[str], config: PrepareConfig
-) -> list[TileRecord]:
-    """The tiles that are not in the store as their files are now, in the order of `records`."""
+    records: list[TileRecord], finished: Finished, redo: set[str], config: PrepareConfig
+) -> tuple[list[TileRecord], Finished]:
+    """The tiles that are not in the store as their files are now, in the order of `records`; and see `_changed`."""
     todo, touched = set(redo), []
     for record in records:
         if record.id not in finished:
@@ -99,16 +102,18 @@ def _to_do(
                 touched.append(record)
             elif change is Change.CONTENT:
                 todo.add(record.id)
-    todo |= _changed(writer, touched, finished, config)
-    return [record for record in records if record.id in todo]
+    changed, notes = _changed(touched, finished, config)
+    todo |= changed
+    return [record for record in records if record.id in todo], notes
 
 
-def _changed(writer: StoreWriter, touched: list[TileRecord], finished: Finished, config: PrepareConfig) -> set[str]:
+def _changed(touched: list[TileRecord], finished: Finished, config: PrepareConfig) -> tuple[set[str], Finished]:
     """Those of the tiles, whose files are only known to be of another time, that have another content too.
 
-    The others' new times are noted in the store, as if they had been made now; they need not be compared again.
+    And the others' provenance with the new times, as if they had been made now: when the store has it, they need not be
+    compared again. It is for later, since to note it breaks the seal, and all files may have to be read until then.
     """
-    changed = set()
+    changed, notes = set(), {}
     workers = min(config.workers or cores(), max(len(touched), 1))
     with (
         Progress("compare", total=len(touched), unit="tiles") as progress,
@@ -118,11 +123,11 @@ def _changed(writer: StoreWriter, touched: list[TileRecord], finished: Finished,
         for record, sources in zip(touched, found, strict=True):
             provenance = finished[record.id]
             if sources.content == provenance.get("content"):
-                writer.note(record.id, {**provenance, "source": sources.seen})
+                notes[record.id] = {**provenance, "source": sources.seen}
             else:
                 changed.add(record.id)
             progress.advance(read=reading.rate(sources.size))
-    return changed
+    return changed, notes
 
 
 def _write_tiles(writer: StoreWriter, todo: list[TileRecord], total: int, config: PrepareConfig) -> list[BadTile]:

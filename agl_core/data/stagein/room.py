@@ -1,5 +1,6 @@
 """Whether a copy fits: on a disk, and in memory where the file system is one that lives there."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,7 +30,9 @@ def shortage(folder: Path, needed: int, system: Path = Path("/")) -> str | None:
     room, where = min(rooms)
     if needed <= room:
         return None
-    return f"{needed / 1e9:.1f} GB more are needed, but only {max(room, 0) / 1e9:.1f} GB {where} may be taken"
+    return (
+        f"{_size(needed)} more are needed, but only {_size(max(room, 0))} {where} may be taken (a part must stay free)"
+    )
 
 
 def free_space(folder: Path) -> int:
@@ -85,6 +88,10 @@ def _limits(system: Path) -> Iterator[tuple[int, int]]:
                 statistics = dict(row.split()[:2] for row in _text(folder / "memory.stat").splitlines() if " " in row)
                 droppable = statistics.get(names[2], "0")
                 yield int(limit), int(used) - (int(droppable) if droppable.isdecimal() else 0)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
 
 
 def _reserve(rule: tuple[float, int], whole: int) -> int:

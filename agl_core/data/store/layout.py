@@ -15,7 +15,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from weakref import WeakValueDictionary
 import lmdb
 import xxhash
 
+from agl_core.data.store.failures import explained
+from agl_core.data.store.pages import cut_off, fill_up
 from agl_core.errors import UserError
 
 FORMAT = "agl-store"
@@ -31,6 +33,9 @@ VERSION = 2
 META_KEY = b"meta"
 DONE_PREFIX = b"done/"
 TILE_PREFIX = b"tile/"
+
+# Address space, not disk: the file grows with what is in it. The smaller ones are for where address space is limited.
+_MAP_SIZES = (1 << 40, 1 << 38, 1 << 36, 1 << 34)
 
 
 class StoreBusyError(UserError):
@@ -73,7 +78,7 @@ def subtile_key(tile: str, row: int, column: int) -> bytes:
 
 def read_meta(path: Path, environment: lmdb.Environment) -> dict[str, Any] | None:
     """The `meta` record, None in an empty database; of another format or version: `UserError`."""
-    with environment.begin() as transaction:
+    with explained(path, "read"), environment.begin() as transaction:
         raw = transaction.get(META_KEY)
         empty = transaction.stat()["entries"] == 0
     if raw is None and empty:
@@ -84,7 +89,7 @@ def read_meta(path: Path, environment: lmdb.Environment) -> dict[str, Any] | Non
     if meta.get("version") != VERSION:
         raise UserError(
             f"store {path} has version {meta.get('version')}, this program reads version {VERSION}: "
-            "run prepare again with --store and a new folder"
+            "delete the folder, or choose another with --store, and run prepare again"
         )
     return meta
 
@@ -99,21 +104,41 @@ def done_records(environment: lmdb.Environment) -> Iterator[tuple[bytes, bytes]]
 
 
 def sealed_digest(environment: lmdb.Environment) -> str:
-    """32 hexadecimal digits of the records of all complete tiles, and so of the whole content."""
+    """32 hexadecimal digits of all complete tiles: labels and values, but not where and when their files were."""
     digest = xxhash.xxh3_128()
     for key, value in done_records(environment):
-        digest.update(struct.pack("<QQ", len(key), len(value)) + key + value)
+        record = {name: part for name, part in json.loads(value).items() if name != "provenance"}
+        content = json.dumps(record, sort_keys=True).encode()
+        digest.update(struct.pack("<QQ", len(key), len(content)) + key + content)
     return digest.hexdigest()
 
 
 def open_file(path: Path, **options: Any) -> lmdb.Environment:
     """Open the LMDB in the folder `path`; what LMDB cannot open is a `UserError`."""
-    try:
+    with explained(path, "opened"):
         return lmdb.open(os.fspath(path), **options)
-    except lmdb.Error as error:
+
+
+def open_to_write(path: Path) -> lmdb.Environment:
+    """`open_file` with the largest map that this process may have: the file cannot become larger than that."""
+    for size in _MAP_SIZES[:-1]:
+        with explained(path, "opened"), suppress(lmdb.MemoryError):
+            return lmdb.open(os.fspath(path), map_size=size, lock=False)
+    return open_file(path, map_size=_MAP_SIZES[-1], lock=False)
+
+
+def mend_length(path: Path) -> None:
+    """Fill up a store that is to be written, as a process should have that was killed in sealing it.
+
+    Raises:
+        UserError: when the file has been cut off: LMDB would die of touching what is missing.
+    """
+    data = path / "data.mdb"
+    if data.is_file() and cut_off(data) and not fill_up(data):
         raise UserError(
-            f"store {path} cannot be opened ({error}): delete the folder and run prepare again, or choose another"
-        ) from None
+            f"store {path} is damaged (data.mdb is shorter than it was): copy it again, or delete the folder and run "
+            "prepare again"
+        )
 
 
 @contextmanager

@@ -91,13 +91,24 @@ def all_values(file: int, state: State) -> Iterator[tuple[bytes, int, int]]:
         raise UnknownFormatError from None
 
 
-def fill_up(data: Path) -> None:
-    """Make a file at least as long as its pages: then one that is shorter has been cut off. Nobody may write it."""
+def fill_up(data: Path) -> bool:
+    """Make a file at least as long as its pages: then one that is shorter has been cut off. Nobody may write it.
+
+    Returns:
+        False when a value lies in what is missing, so that the file has been cut off already; it is left as it is.
+    """
     with data.open("rb+") as file:
         state = read_state(file.fileno())
-        if state is not None and os.fstat(file.fileno()).st_size < state.pages * state.page_size:
+        size = os.fstat(file.fileno()).st_size
+        if state is not None and size < state.pages * state.page_size:
+            try:
+                if any(start + length > size for _, start, length in all_values(file.fileno(), state)):
+                    return False
+            except UnknownFormatError:  # a page of keys is not there
+                return False
             os.truncate(file.fileno(), state.pages * state.page_size)
             os.fsync(file.fileno())
+    return True
 
 
 def cut_off(data: Path) -> bool:

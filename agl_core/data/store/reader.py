@@ -3,27 +3,41 @@
 Only a sealed store can be read: it is complete. `StoreWriter` fills one.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lmdb
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from agl_core.data.store.codec import CODECS, SUBTILE, Crop, Part, Value, decode_into, sound
-from agl_core.data.store.layout import Mapping, StoreEntry, done_key, read_meta, releases, shared_mapping, subtile_key
+from agl_core.data.store.codec import CODECS, SUBTILE, Crop, Part, Value, decode_into
+from agl_core.data.store.crops import check_inside, interleaved, touched
+from agl_core.data.store.layout import (
+    META_KEY,
+    Mapping,
+    StoreEntry,
+    done_key,
+    read_meta,
+    releases,
+    shared_mapping,
+    subtile_key,
+)
 from agl_core.data.store.pages import cut_off
-from agl_core.data.store.ranges import Counter, ValueFile
+from agl_core.data.store.ranges import Counter, ValueFile, changed, shortened, unreadable
 from agl_core.data.store.writer import StoreWriter
 from agl_core.errors import UserError
 
 __all__ = ["Store", "StoreEntry", "StoreWriter"]
+
+PASSING = (errno.EIO, errno.ESTALE)
+"""What a file on another machine answers with once in a while: it is opened and read once more."""
 
 
 class Store:
@@ -49,16 +63,17 @@ class Store:
         """Read the index of the store in the folder `path`.
 
         Raises:
-            UserError: when there is no store, it is not finished, of another version, or damaged.
+            UserError: when there is no store, it is not finished, of another version, damaged, or cannot be read.
         """
         self.path = Path(path)
-        if not (self.path / "data.mdb").is_file():
-            raise UserError(f"no store at {self.path}: run `python launch.py prepare --data ...` first")
-        if cut_off(self.path / "data.mdb"):
-            raise UserError(
-                f"store {self.path} is damaged (data.mdb is shorter than it was): copy it again, or delete the store "
-                "and run prepare again"
-            )
+        try:
+            if not (self.path / "data.mdb").is_file():
+                raise UserError(f"no store at {self.path}: run `python launch.py prepare --data ...` first")
+            short = cut_off(self.path / "data.mdb")
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        if short:
+            raise shortened(self.path)
         mapping = shared_mapping(self.path)  # not kept: with offsets nothing more is read through it
         meta = read_meta(self.path, mapping.environment)
         if meta is None or meta["sealed"] is None:
@@ -82,13 +97,14 @@ class Store:
         self._mapping: Mapping | None = None
         self._file: ValueFile | None = None
         self._without: tuple[int, int] | None = None
+        self._verified: tuple[Mapping, int] | None = None  # the state that was found to be the one that was opened
         self._counter = Counter()
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_mapping", "_file", "_without", "_counter")
+        own = ("_mapping", "_file", "_without", "_verified", "_counter")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -125,13 +141,13 @@ class Store:
 
         Raises:
             ValueError: when the part does not lie inside the tile.
-            UserError: when the store is damaged there.
+            UserError: when the store is damaged there, cannot be read, or was changed since it was opened.
         """
-        self._check_inside(index, y, x, height, width)
+        check_inside(self.entries[index], y, x, height, width)
         planes = np.empty((3, height, width), np.uint8)
         agl = np.empty((height, width), np.uint16)
         self.read_into(index, y, x, planes, agl)
-        return _interleaved(planes), agl
+        return interleaved(planes), agl
 
     def read_into(self, index: int, y: int, x: int, planes: NDArray[np.uint8], agl: NDArray[np.uint16]) -> None:
         """`read_crop` straight into arrays of the caller, without copies in between.
@@ -144,68 +160,96 @@ class Store:
 
         Raises:
             ValueError: when the part does not lie inside the tile, or the arrays are not of one size.
-            UserError: when the store is damaged there; the arrays are then partly written.
+            UserError: when the store is damaged there, cannot be read, or was changed since it was opened; the arrays
+                are then partly written.
         """
         height, width = agl.shape
         if planes.shape != (3, height, width) or planes.dtype != np.uint8 or agl.dtype != np.uint16:
             raise ValueError(f"planes {planes.shape} {planes.dtype} and AGL {agl.shape} {agl.dtype} are not one crop")
-        self._check_inside(index, y, x, height, width)
+        check_inside(self.entries[index], y, x, height, width)
         entry = self.entries[index]
-        parts, crop = list(_parts(entry, y, x, height, width)), Crop(planes, agl)
+        parts, crop = list(touched(entry, y, x, height, width)), Crop(planes, agl)
         for part in self._decode_located(index, parts, crop):
             with self._mapped_value(entry, part) as value:
                 decode_into(self.codec, value, part, crop)
 
     def _decode_located(self, index: int, parts: list[Part], crop: Crop) -> list[Part]:
         """Decode the values that are where the offsets say; return the other parts."""
-        file = self._located()
-        if file is None:
-            return parts
         left = dict(enumerate(parts))
-        for place, value in file.read([self._number(index, part) for part in parts]):
-            try:
+        for place, value in self._located_values([self._number(index, part) for part in parts]):
+            with suppress(ValueError):  # LMDB has the last word
                 decode_into(self.codec, value, parts[place], crop)
-            except ValueError:  # LMDB has the last word
-                continue
-            del left[place]
+                left.pop(place, None)
         return list(left.values())
+
+    def _located_values(self, numbers: list[int]) -> Iterator[tuple[int, memoryview]]:
+        """`ValueFile.read`, none without offsets that fit; some may come twice.
+
+        Raises:
+            UserError: the system does not give the file, or the store was changed meanwhile.
+        """
+        for again in (True, False):
+            try:
+                file = self._located()
+                if file is None:
+                    return
+                yield from file.read(numbers)
+                if not file.usable():  # cut off, or written to, between two values?
+                    self._located()
+                    self._check_state()
+                return
+            except OSError as error:
+                self._file = None
+                if not again or error.errno not in PASSING:
+                    raise unreadable(self.path, error) from None
 
     @contextmanager
     def _mapped_value(self, entry: StoreEntry, part: Part) -> Iterator[Value]:
         """A value through LMDB; what is wrong with it in the block, a `ValueError`, is a `UserError` that names it."""
         try:
             with self._map().environment.begin(buffers=True) as transaction:
+                self._check_same(transaction)
                 value = transaction.get(subtile_key(entry.id, part.row, part.column))
                 if value is None:
                     raise ValueError("it is missing")
                 yield value
+            self._check_state()  # whoever writes may reuse the pages of a value that is being read
+        except UserError:
+            raise
         except (ValueError, lmdb.Error) as error:
+            with suppress(lmdb.Error):
+                self._check_state()
             raise UserError(
                 f"store {self.path} is damaged at tile {entry.id} (sub-tile {part.row}, {part.column}): {error}; "
                 "delete the store and run prepare again"
             ) from None
+
+    def _check_same(self, transaction: lmdb.Transaction) -> None:
+        """See that a transaction reads what was opened: pixels of one state and labels of another are no sample."""
+        state = self._map(), transaction.id()
+        if self._verified == state:
+            return
+        meta: Any = transaction.get(META_KEY)  # parsed, it would take as long as a crop: it has all entries
+        if self.digest.encode() not in bytes(meta or b""):
+            raise changed(self.path)
+        self._verified = state
+
+    def _check_state(self) -> None:
+        """`_check_same` of the state that the file is in now."""
+        with self._map().environment.begin() as transaction:
+            self._check_same(transaction)
 
     def verify(self, index: int) -> str | None:
         """Read all of a tile and compare it with what was written; one sentence if anything is wrong, else None."""
         entry = self.entries[index]
         crop = Crop(np.empty((3, SUBTILE, SUBTILE), np.uint8), np.empty((SUBTILE, SUBTILE), np.uint16))
         digest = xxhash.xxh3_128()
-        file = self._located()
         try:
-            for part in _parts(entry, 0, 0, entry.height, entry.width):
-                part = part._replace(to_row=0, to_column=0)
-                for _, value in file.read([self._number(index, part)]) if file is not None else ():
-                    if sound(value):
-                        break
-                else:
-                    with self._mapped_value(entry, part) as mapped:
-                        value = memoryview(bytes(mapped))
-                        decode_into(self.codec, value, part, crop)
-                decode_into(self.codec, value, part, crop)
-                digest.update(value)
-        except ValueError as error:
+            for part in touched(entry, 0, 0, entry.height, entry.width):
+                digest.update(self._decoded_value(index, part._replace(to_row=0, to_column=0), crop))
+            record = self._record(entry)
+        except UserError as error:
             return str(error)
-        record = self._record(entry)
         if record is None or (record["digest"], record["entry"]) != (digest.hexdigest(), asdict(entry)):
             return (
                 f"store {self.path} is damaged at tile {entry.id}: it does not agree with the record of its making; "
@@ -213,32 +257,37 @@ class Store:
             )
         return None
 
+    def _decoded_value(self, index: int, part: Part, crop: Crop) -> Value:
+        """A value that can be decoded into `crop`; good until the next one is asked for."""
+        for _, value in self._located_values([self._number(index, part)]):
+            with suppress(ValueError):  # LMDB has the last word
+                decode_into(self.codec, value, part, crop)
+                return value
+        with self._mapped_value(self.entries[index], part) as mapped:
+            decode_into(self.codec, mapped, part, crop)
+            return bytes(mapped)
+
     def _record(self, entry: StoreEntry) -> Any:
         """The record of a tile's completion, None if it is missing."""
         with self._map().environment.begin() as transaction:
+            self._check_same(transaction)
             raw = transaction.get(done_key(entry.id))
         return None if raw is None else json.loads(raw)
 
     def close(self) -> None:
         """Let go of the file; the next read opens it again."""
-        self._mapping = self._file = self._without = None
+        self._mapping = self._file = self._without = self._verified = None
 
     def _number(self, index: int, part: Part) -> int:
         """Of a sub-tile's value, in the order of the keys."""
         return int(self._first[index]) + part.row * -(-self.entries[index].width // SUBTILE) + part.column
 
-    def _check_inside(self, index: int, y: int, x: int, height: int, width: int) -> None:
-        entry = self.entries[index]
-        if min(y, x) < 0 or min(height, width) < 1 or y + height > entry.height or x + width > entry.width:
-            raise ValueError(
-                f"crop of {height} x {width} at ({y}, {x}) is not inside tile {entry.id} "
-                f"of {entry.height} x {entry.width}"
-            )
-
     def _located(self) -> ValueFile | None:
         """The file whose offsets are known in this process, None where there are none that fit."""
         file = self._file
         if file is None or not file.usable():
+            if file is not None and file.cut_off():
+                raise shortened(self.path)
             now = os.getpid(), releases()
             if self._without == now:
                 return None
@@ -250,26 +299,3 @@ class Store:
         if self._mapping is None or not self._mapping.usable():
             self._mapping = shared_mapping(self.path)
         return self._mapping
-
-
-def _interleaved(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(3, H, W) as (H, W, 3), contiguous."""
-    from agl_core.opencv import cv2  # five times faster than numpy; here, since `read_into` does without
-
-    return cast(NDArray[np.uint8], cv2.merge(list(planes)))
-
-
-def _parts(entry: StoreEntry, y: int, x: int, height: int, width: int) -> Iterator[Part]:
-    """The sub-tiles that a crop touches, in their order."""
-    for row, top, rows, to_row in _spans(y, height):
-        for column, left, columns, to_column in _spans(x, width):
-            high = min(SUBTILE, entry.height - row * SUBTILE)
-            wide = min(SUBTILE, entry.width - column * SUBTILE)
-            yield Part(row, column, high, wide, top, left, rows, columns, to_row, to_column)
-
-
-def _spans(start: int, length: int) -> Iterator[tuple[int, int, int, int]]:
-    """The sub-tiles that [start, start + length) touches: number, first within it, how many, where in the result."""
-    for number in range(start // SUBTILE, (start + length - 1) // SUBTILE + 1):
-        first, last = max(start, number * SUBTILE), min(start + length, (number + 1) * SUBTILE)
-        yield number, first - number * SUBTILE, last - first, first - start

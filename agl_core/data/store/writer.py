@@ -5,6 +5,7 @@ What ends up in the LMDB depends neither on the order of the tiles nor on where 
 """
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from agl_core.data.store.codec import CODECS, SUBTILE, encode_tile, highest_metres, subtiles
+from agl_core.data.store.failures import explained
 from agl_core.data.store.layout import (
     FORMAT,
     META_KEY,
@@ -26,7 +28,8 @@ from agl_core.data.store.layout import (
     StoreEntry,
     done_key,
     done_records,
-    open_file,
+    mend_length,
+    open_to_write,
     read_meta,
     release,
     sealed_digest,
@@ -39,14 +42,14 @@ from agl_core.data.store.pages import fill_up
 from agl_core.errors import UserError, valid_choice
 from agl_core.files import writable_folder
 
-_MAP_SIZE = 1 << 40  # address space, not disk: the file grows with what is in it
 _COMMIT_BYTES = 64 << 20  # a transaction's pages are held in memory until it is committed
+_COMMIT_SECONDS = 10.0  # of slow sources a kill is to lose little; when it is committed does not change the content
 
 
 class StoreWriter:
     """Fills a store, tile by tile; one process at a time.
 
-    What `write` was given is durable after the next commit (every 64 MB, `seal` and the end of the `with` block); of a
+    What `write` was given is durable after the next commit (every 64 MB or 10 s, `seal` and the end of the `with` block); of a
     killed process the tiles committed before remain, and a new writer continues. The first change removes the seal.
 
         with StoreWriter(path) as writer:
@@ -57,6 +60,8 @@ class StoreWriter:
 
     codec: str
     """How the values are encoded: one of `CODECS`."""
+    located_anew: bool
+    """Whether the store was sealed, but without an `offsets.bin` that fits, which was written when it was opened."""
 
     def __init__(self, path: Path, codec: str = "auto") -> None:
         """Open or create the store in the folder `path`; `codec` "auto" is that of the store, zstd for a new one.
@@ -68,17 +73,16 @@ class StoreWriter:
         valid_choice("codec", codec, ["auto", *CODECS])
         self.path = writable_folder(Path(path), "--store")
         self._transaction: lmdb.Transaction | None = None
-        self._pending = 0
+        self._pending, self._committed = 0, time.monotonic()
+        self.located_anew = False
         with ExitStack() as opened:
             opened.enter_context(writing_lock(self.path))
             release(self.path)
-            self._environment = self._open()
+            mend_length(self.path)
+            self._environment = open_to_write(self.path)
             opened.callback(lambda: self._environment.close())
             self._sealed = self._begin(codec)
             self._opened = opened.pop_all()
-
-    def _open(self) -> lmdb.Environment:
-        return open_file(self.path, map_size=_MAP_SIZE, lock=False)
 
     def _begin(self, codec: str) -> bool:
         """Write the `meta` record of a new store; say whether an existing one is sealed."""
@@ -104,7 +108,7 @@ class StoreWriter:
         keys = value_keys(StoreEntry(**entry) for entry in meta["sealed"]["entries"])
         if not have_offsets(self.path, meta["sealed"]["digest"], len(keys)):
             with suppress(UserError):  # it can be read without them
-                self._locate(meta["sealed"]["digest"], keys)
+                self.located_anew = self._locate(meta["sealed"]["digest"], keys)
         return True
 
     def _put_meta(self, sealed: dict[str, Any] | None) -> None:
@@ -114,7 +118,8 @@ class StoreWriter:
 
     def _locate(self, digest: str, keys: list[bytes]) -> bool:
         try:
-            return write_offsets(self.path, self._environment, digest, keys)
+            with explained(self.path, "read"):
+                return write_offsets(self.path, self._environment, digest, keys)
         except OSError as error:
             problem = f"the offsets of store {self.path} cannot be written ({error.strerror})"
             raise UserError(f"{problem}: make room there and run prepare again") from None
@@ -136,10 +141,11 @@ class StoreWriter:
         """Entry and provenance of each complete tile, by id, in the order of the keys, which is sorted."""
         self._commit()
         records = {}
-        for _, value in done_records(self._environment):
-            record = json.loads(value)
-            entry = StoreEntry(**record["entry"])
-            records[entry.id] = (entry, record["provenance"])
+        with explained(self.path, "read"):
+            for _, value in done_records(self._environment):
+                record = json.loads(value)
+                entry = StoreEntry(**record["entry"])
+                records[entry.id] = (entry, record["provenance"])
         return records
 
     def write(
@@ -191,7 +197,7 @@ class StoreWriter:
             # Last, so that even an exception between two puts leaves no record of half a tile.
             transaction.put(done_key(entry.id), done)
         self._pending += sum(len(value) for value in values)
-        if self._pending >= _COMMIT_BYTES:
+        if self._pending >= _COMMIT_BYTES or time.monotonic() - self._committed >= _COMMIT_SECONDS:
             self._commit()
 
     def remove(self, tile: str) -> None:
@@ -206,11 +212,13 @@ class StoreWriter:
     def note(self, tile: str, provenance: dict[str, Any]) -> None:
         """Put another provenance in the place of that of a complete tile, whose values stay as they are.
 
+        The store stays sealed, so that who reads it is not disturbed; `seal` finds the values in the file again.
+
         Raises:
             KeyError: when there is no such tile.
         """
         with self._saving():
-            transaction = self._writing()
+            transaction = self._begun()
             value = transaction.get(done_key(tile))
             if value is None:
                 raise KeyError(tile)
@@ -225,7 +233,7 @@ class StoreWriter:
     def _tiles_with_values(self) -> set[str]:
         self._commit()
         tiles = set()
-        with self._environment.begin() as transaction, transaction.cursor() as cursor:
+        with explained(self.path, "read"), self._environment.begin() as transaction, transaction.cursor() as cursor:
             found = cursor.set_range(TILE_PREFIX)
             while found and bytes(cursor.key()).startswith(TILE_PREFIX):
                 tile = bytes(cursor.key())[len(TILE_PREFIX) :].split(b"\0")[0].decode()
@@ -256,6 +264,7 @@ class StoreWriter:
     def unseal(self) -> None:
         """Declare the store incomplete, as any change does."""
         if self._sealed:
+            self._commit()
             remove_offsets(self.path)
             release(self.path)
             self._put_meta(None)
@@ -271,6 +280,9 @@ class StoreWriter:
 
     def _writing(self) -> lmdb.Transaction:
         self.unseal()
+        return self._begun()
+
+    def _begun(self) -> lmdb.Transaction:
         if self._transaction is None:
             self._transaction = self._environment.begin(write=True)
         return self._transaction
@@ -280,20 +292,19 @@ class StoreWriter:
             transaction, self._transaction, self._pending = self._transaction, None, 0
             with self._saving():
                 transaction.commit()
+            self._committed = time.monotonic()
             # Each page of the map that was touched, and its neighbours, count as memory of this process until then.
             self._environment.close()
-            self._environment = self._open()
+            self._environment = open_to_write(self.path)
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
         """A write that fails takes back what was not committed: after an error LMDB's transaction is of no use."""
-        try:
-            yield
-        except lmdb.Error as error:
-            if self._transaction is not None:
-                self._transaction.abort()
-                self._transaction, self._pending = None, 0
-            raise UserError(
-                f"store {self.path} cannot be written ({error}): make room there and run prepare again, "
-                "or choose another disk with --store"
-            ) from None
+        with explained(self.path, "written"):
+            try:
+                yield
+            except lmdb.Error:
+                if self._transaction is not None:
+                    self._transaction.abort()
+                    self._transaction, self._pending = None, 0
+                raise

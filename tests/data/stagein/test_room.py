@@ -44,8 +44,10 @@ def test_a_twentieth_of_a_disk_but_at_least_a_gibibyte_stays_free(
         assert shortage(tmp_path, room_left + 1, system) is not None
     disk(monkeypatch, 4 * GIB, 3 * GIB)
     assert shortage(tmp_path, 5_000_000_000, system) == (
-        f"5.0 GB more are needed, but only 2.1 GB on the file system of {tmp_path} may be taken"
+        f"5.0 GB more are needed, but only 2.1 GB on the file system of {tmp_path} may be taken (a part must stay free)"
     )
+    disk(monkeypatch, GIB // 4, GIB // 4)
+    assert (shortage(tmp_path, 5_000_000, system) or "").startswith("5 MB more are needed, but only 0 MB on")
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])

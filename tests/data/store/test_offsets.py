@@ -17,7 +17,7 @@ from agl_core.data.store import writer as writer_module
 from agl_core.data.store.codec import CODECS
 from agl_core.data.store.layout import TILE_PREFIX, shared_mapping, subtile_key
 from agl_core.data.store.offsets import locate
-from agl_core.data.store.pages import UnknownFormatError, cut_off, fill_up, read_state
+from agl_core.data.store.pages import UnknownFormatError, all_values, cut_off, fill_up, read_state
 from agl_core.errors import UserError
 from tests.data.store.test_store import Tile, fill, records, tile, tiles
 
@@ -195,30 +195,19 @@ def test_large_reads_are_cut_into_buffers_full(sealed: Path, monkeypatch: pytest
     assert_reads(sealed, tiles(), located=True)
 
 
-def test_a_store_changed_by_another_process_is_read_through_lmdb(copied: Path) -> None:
-    store = Store(copied)
-    store.read_tile(0)
-    child = os.fork()
-    if child == 0:
-        with StoreWriter(copied) as writer:
-            writer.write(*tile("ARG_a", *shape_of(store), seed=9))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    requests = store.read_requests
-    rgb, _ = store.read_tile(0)
-    assert np.array_equal(rgb, tile("ARG_a", *shape_of(store), seed=9)[1])
-    assert store.read_requests == requests
-
-
 def test_a_store_changed_by_this_process_is_not_read_at_old_offsets_however_coarse_the_clock(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranges, "_stamp", lambda _: (0, 0))
-    store = Store(copied)
-    store.read_tile(0)
     for seed in range(1, 4):
+        store = Store(copied)
+        store.read_tile(0)
         fill(copied, [tile("ARG_a", *shape_of(store), seed=seed)])
-        assert np.array_equal(store.read_tile(0)[0], tile("ARG_a", *shape_of(store), seed=seed)[1])
+        requests = store.read_requests
+        with pytest.raises(UserError, match="was changed while it was read"):
+            store.read_tile(0)
+        assert store.read_requests == requests
+        assert np.array_equal(Store(copied).read_tile(0)[0], tile("ARG_a", *shape_of(store), seed=seed)[1])
 
 
 def shape_of(store: Store) -> tuple[int, int]:
@@ -323,3 +312,37 @@ def test_one_value_more_or_less_is_noticed_when_sealing(tmp_path: Path) -> None:
         assert not writer.seal()
     with pytest.raises(UserError, match=r"sub-tile 1, 0\): it is missing"):
         Store(tmp_path).read_tile(0)
+
+
+def test_what_a_killed_seal_has_not_filled_up_the_next_writer_does(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = copied / "data.mdb"
+    expected = records(copied)
+    size = data.stat().st_size
+    with data.open("rb+") as file:  # one page more was given out than was written, as LMDB does at times
+        for at in (0, 4096):
+            file.seek(at + 16 + 120)
+            last = struct.unpack("<Q", file.read(8))[0]
+            file.seek(at + 16 + 120)
+            file.write(struct.pack("<Q", last + 1))
+    with pytest.raises(UserError, match="shorter than it was"):
+        Store(copied)
+    StoreWriter(copied).close()
+    assert data.stat().st_size == size + 4096
+    assert_reads(copied, tiles(), located=True)
+    assert records(copied) == expected
+
+
+@pytest.mark.parametrize("left", [0.999, 0.5, 0.1])
+def test_a_store_that_was_cut_off_is_not_filled_up(copied: Path, left: float) -> None:
+    data = copied / "data.mdb"
+    with data.open("rb") as file:
+        state = read_state(file.fileno())
+        assert state is not None
+        end = max(start + length for _, start, length in all_values(file.fileno(), state))
+    os.truncate(data, int(end * left) - 1)
+    before = data.read_bytes()
+    with pytest.raises(UserError, match=r"is damaged .data.mdb is shorter than it was.: copy it again, or delete"):
+        StoreWriter(copied)
+    assert data.read_bytes() == before

@@ -1,9 +1,12 @@
 """The store: what goes in comes out, in crops, in any process, and only when it is finished."""
 
+import errno
 import json
 import multiprocessing
 import os
 import pickle
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,13 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agl_core.data.store import Store, StoreEntry, StoreWriter
-from agl_core.data.store.codec import CODECS, encode_tile, highest_metres
+from agl_core.data.store import Store, StoreEntry, StoreWriter, reader
+from agl_core.data.store.codec import CHECKSUM, CODECS, encode_tile, highest_metres
 from agl_core.data.store.layout import subtile_key
 from agl_core.errors import UserError
 
@@ -276,3 +280,163 @@ def test_no_store_is_answered_with_the_command_that_makes_one(tmp_path: Path) ->
         with pytest.raises(UserError, match=r"^no store at .*: run `python launch.py prepare --data \.\.\.` first$"):
             Store(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def in_another_process(act: Callable[[], Any]) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def written_anew(path: Path, seal: bool = True) -> None:
+    """All tiles with other pixels."""
+    with StoreWriter(path) as writer:
+        for entry, _, _ in tiles():
+            writer.write(*tile(entry.id, entry.height, entry.width, seed=5))
+        if seal:
+            writer.seal()
+
+
+CHANGED = "^store {} was changed while it was read: start the run again when prepare has finished$"
+
+
+@pytest.mark.parametrize("located", [True, False])
+@pytest.mark.parametrize("seal", [True, False])
+def test_a_store_that_another_process_changes_is_not_read_on(tmp_path: Path, located: bool, seal: bool) -> None:
+    fill(tmp_path, tiles())
+    if not located:
+        (tmp_path / "offsets.bin").unlink()
+    store, other = Store(tmp_path), Store(tmp_path)
+    store.read_tile(0)
+    in_another_process(lambda: written_anew(tmp_path, seal))
+    sentence = CHANGED.format(re.escape(str(tmp_path)))
+    for each in (store, other, pickle.loads(pickle.dumps(store))):
+        with pytest.raises(UserError, match=sentence):
+            each.read_tile(0)
+    assert re.match(sentence, str(store.verify(1)))
+
+
+@pytest.mark.parametrize("located", [True, False])
+def test_a_store_that_is_changed_in_the_middle_of_a_read_gives_no_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, located: bool
+) -> None:
+    fill(tmp_path, tiles())
+    if not located:
+        (tmp_path / "offsets.bin").unlink()
+    store = Store(tmp_path)
+    store.read_tile(3)
+    real, left = reader.decode_into, [1]
+
+    def decode_into(*args: Any) -> None:
+        if left[0]:
+            left[0] = 0
+            in_another_process(lambda: written_anew(tmp_path))
+        real(*args)
+
+    monkeypatch.setattr(reader, "decode_into", decode_into)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        store.read_tile(1)
+    assert left == [0]
+
+
+def test_a_store_that_was_written_to_but_is_the_same_is_read_on(tmp_path: Path) -> None:
+    fill(tmp_path, tiles())
+    store = Store(tmp_path)
+    expected = mean(store)
+
+    def act() -> None:
+        with StoreWriter(tmp_path) as writer:
+            writer.unseal()
+            writer.seal()
+
+    in_another_process(act)
+    assert mean(store) == expected
+
+
+class Failing:
+    """A system that answers `os.preadv` with an error the first `times` times."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, number: int, times: int) -> None:
+        self.left, real = times, os.preadv
+
+        def preadv(*args: Any) -> int:
+            if self.left > 0:
+                self.left -= 1
+                raise OSError(number, os.strerror(number))
+            return real(*args)
+
+        patch.setattr(os, "preadv", preadv)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_file_that_fails_once_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    fill(tmp_path, tiles())
+    store = Store(tmp_path)
+    expected = mean(store)
+    Failing(monkeypatch, number, 1)
+    before = store._file
+    assert mean(store) == expected
+    assert store._file is not before
+    assert store._mapping is None
+
+
+@pytest.mark.parametrize(("number", "times"), [(errno.EIO, 2), (errno.ESTALE, 2), (errno.ENOENT, 1), (errno.EMFILE, 1)])
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, times: int
+) -> None:
+    fill(tmp_path, tiles())
+    store = Store(tmp_path)
+    expected = mean(store)
+    sentence = f"^store {re.escape(str(tmp_path))} cannot be read \\({os.strerror(number)}\\): [^;\\n]*$"
+    Failing(monkeypatch, number, times)
+    with pytest.raises(UserError, match=sentence):
+        store.read_tile(0)
+    Failing(monkeypatch, number, times)
+    assert re.match(sentence, str(store.verify(0)))
+    assert mean(store) == expected
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, tiles())
+    store = Store(tmp_path)
+    (tmp_path / "data.mdb").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\)"):
+        store.read_tile(0)
+    (tmp_path / "elsewhere").rename(tmp_path / "data.mdb")
+    monkeypatch.setattr(reader, "cut_off", lambda _: os.stat(tmp_path / "data.mdb" / "x"))
+    with pytest.raises(UserError, match=r"cannot be read \(Not a directory\)"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 8192, 100_000])
+def test_a_file_that_is_cut_off_while_it_is_read_does_not_end_the_process(tmp_path: Path, size: int) -> None:
+    fill(tmp_path, [tile("A_a", 600, 600)])
+    store = Store(tmp_path)
+    store.read_tile(0)
+    os.truncate(tmp_path / "data.mdb", size)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"is damaged \(data.mdb is shorter than it was\): copy it again"):
+            store.read_tile(0)
+
+
+@pytest.mark.parametrize("located", [True, False])
+@pytest.mark.parametrize("codec", CODECS)
+def test_verify_names_a_value_whose_checksum_is_right_but_which_is_no_sub_tile(
+    tmp_path: Path, codec: str, located: bool
+) -> None:
+    entry, rgb, agl_cm = tile("A_a", 260, 20)
+    values = encode_tile(codec, rgb, agl_cm)
+    payload = values[1][CHECKSUM.size : -1]
+    values[1] = CHECKSUM.pack(xxhash.xxh3_64_intdigest(payload)) + payload
+    with StoreWriter(tmp_path, codec) as writer:
+        writer.write_encoded(entry, values)
+        writer.seal()
+    if not located:
+        (tmp_path / "offsets.bin").unlink()
+    sentence = rf"^store {re.escape(str(tmp_path))} is damaged at tile A_a \(sub-tile 1, 0\): it is of another size;"
+    assert re.match(sentence, str(Store(tmp_path).verify(0)))

@@ -1,7 +1,9 @@
 """Writing the store: what is done survives, what is not finished is not read, and the order leaves no trace."""
 
+import errno
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import lmdb
 import numpy as np
 import pytest
 
-from agl_core.data.store import Store, StoreWriter
+from agl_core.data.store import Store, StoreWriter, layout
 from agl_core.data.store import writer as writer_module
 from agl_core.data.store.codec import encode_tile
+from agl_core.data.store.failures import sentence
 from agl_core.data.store.layout import subtile_key
+from agl_core.data.store.pages import all_values, read_state
 from agl_core.errors import UserError
 from tests.data.store.test_store import change_meta, fill, records, tile
 
@@ -48,7 +52,9 @@ def test_stores_of_another_version_or_program_are_refused(tmp_path: Path) -> Non
     fill(tmp_path, [tile("A_a", 20, 20)])
     for opened in (Store, StoreWriter):
         change_meta(tmp_path, version=1, format="agl-store")
-        with pytest.raises(UserError, match=r"has version 1, this program reads version 2: run prepare .* --store"):
+        with pytest.raises(
+            UserError, match=r"has version 1, this program reads version 2: delete the folder, or .* --store"
+        ):
             opened(tmp_path)
         change_meta(tmp_path, format="other")
         with pytest.raises(UserError, match="another program's database"):
@@ -127,7 +133,9 @@ def test_a_writer_takes_over_from_the_readers_of_its_own_process(tmp_path: Path)
     store = Store(tmp_path)
     store.read_tile(0)
     fill(tmp_path, [tile("A_a", 20, 20, seed=1)])
-    assert np.array_equal(store.read_tile(0)[0], tile("A_a", 20, 20, seed=1)[1])
+    assert np.array_equal(Store(tmp_path).read_tile(0)[0], tile("A_a", 20, 20, seed=1)[1])
+    with pytest.raises(UserError, match="was changed while it was read"):
+        store.read_tile(0)
 
 
 def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
@@ -221,3 +229,124 @@ def test_an_unwritable_folder_names_the_option(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="choose another folder with --store"):
         StoreWriter(tmp_path / "file" / "store")
+
+
+def in_child(work: Callable[[], str]) -> str:
+    """The last 4000 characters that `work` returns in a process whose limits it may change; a refusal as its text."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = work()
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writing, answer.encode()[-4000:])
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return answer
+
+
+def limit_memory(more: int) -> None:
+    """This process may map `more` bytes more than it has."""
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
+
+
+def test_where_address_space_is_limited_a_smaller_map_does(tmp_path: Path) -> None:
+    def work() -> str:
+        limit_memory(20 << 30)
+        fill(tmp_path, [tile("A_a", 300, 300), tile("A_b", 300, 300)])
+        return str(len(Store(tmp_path)))
+
+    assert in_child(work) == "2"
+    assert [entry.id for entry in Store(tmp_path).entries] == ["A_a", "A_b"]
+
+
+def test_without_address_space_the_limit_is_named_and_nothing_is_to_be_deleted(tmp_path: Path) -> None:
+    fill(tmp_path, [tile("A_a", 300, 300)])
+
+    def work() -> str:
+        limit_memory(4 << 30)
+        StoreWriter(tmp_path)
+        return "opened"
+
+    message = in_child(work)
+    assert message.startswith("UserError: store ")
+    assert "Cannot allocate memory): raise the limit of virtual memory (ulimit -v)" in message
+    assert "delete" not in message
+
+
+def test_a_store_that_outgrows_a_small_map_names_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_MAP_SIZES", (1 << 20,))
+    with (
+        pytest.raises(UserError, match=r"larger than the memory map .* raise the limit of virtual memory \(ulimit -v"),
+        StoreWriter(tmp_path) as writer,
+    ):
+        writer.write(*tile("A_a", 1000, 1000))
+
+
+@pytest.mark.parametrize("opened", [Store, StoreWriter])
+def test_a_store_that_may_not_be_opened_is_not_to_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Callable[[Path], Any]
+) -> None:
+    fill(tmp_path, [tile("A_a", 20, 20)])
+    for code, advice in (
+        (errno.EACCES, "change the permissions"),
+        (errno.EMFILE, "raise the limit of open files"),
+        (errno.EIO, "see whether its disk"),
+        (errno.EINVAL, "see whether its disk is there and works"),
+    ):
+
+        def refused(path: str, *, text: str = os.strerror(code), **_: Any) -> None:
+            raise lmdb.Error(f"{path}: {text}")
+
+        monkeypatch.setattr(layout.lmdb, "open", refused)
+        with pytest.raises(UserError, match=rf"cannot be opened \(.*\): {advice}") as refusal:
+            opened(tmp_path)
+        assert "delete" not in str(refusal.value)
+
+
+def test_a_damaged_tree_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    content = [tile(f"A_{number}", 300, 20) for number in range(40)]
+    fill(tmp_path, content)
+    data = tmp_path / "data.mdb"
+    with data.open("rb+") as file:
+        state = read_state(file.fileno())
+        assert state is not None
+        for page in {start // 4096 for key, start, length in all_values(file.fileno(), state) if length < 1000}:
+            file.seek(page * 4096 + 10)
+            file.write(b"\0\0")  # no kind of page
+    with (
+        pytest.raises(UserError, match=r"is damaged \(.*\): delete the folder and run prepare again") as refusal,
+        StoreWriter(tmp_path) as writer,
+    ):
+        writer.finished()
+    assert "make room" not in str(refusal.value)
+    with (
+        pytest.raises(UserError, match=r"is damaged \(.*\): delete the folder and run prepare again") as refusal,
+        StoreWriter(tmp_path) as writer,
+    ):
+        writer.write(*content[0])
+    assert "make room" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (lmdb.Error("mdb_txn_commit: No space left on device"), "make room there and run prepare again"),
+        (lmdb.DiskError("mdb_txn_commit: Disk quota exceeded"), "make room there and run prepare again"),
+        (lmdb.Error("mdb_txn_commit: Input/output error"), "disk is broken, or full, then make room"),
+        (lmdb.PageNotFoundError("mdb_put: MDB_PAGE_NOTFOUND"), "delete the folder and run prepare again"),
+        (lmdb.CorruptedError("mdb_put: MDB_CORRUPTED"), "delete the folder and run prepare again"),
+    ],
+)
+def test_what_failed_decides_the_advice(tmp_path: Path, error: lmdb.Error, advice: str) -> None:
+    message = sentence(tmp_path, "written", error)
+    assert advice in message
+    assert "\n" not in message
+    assert ("delete" in message) == advice.startswith("delete")
