@@ -56,8 +56,8 @@ VERBS = {
             PrepareConfig,
             "build the store that training reads from a data set's files",
             "Read the train images and heights of a data set once and build the LMDB store that training reads. Killed "
-            "at any moment and given again, it does the rest; files that were changed are read again. With --check it "
-            "verifies a store and changes nothing.",
+            "at any moment and given again, it does the rest; files that were changed are read again. The store of "
+            "another data set is refused. With --check it verifies a store and changes nothing.",
             "python launch.py prepare --data data/world",
         ),
         Verb(

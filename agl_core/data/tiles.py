@@ -47,6 +47,10 @@ _RGB_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class WrongUnitError(UserError):
+    """A file is as files of another unit are."""
+
+
 @contextmanager
 def _rasterio() -> Iterator[None]:
     """GDAL without a search for side files and without remarks on missing georeferencing."""
@@ -152,9 +156,8 @@ def _check_agl(path: Path, raster: Any, unit: str) -> None:
     if raster.dtypes[0] != AGL_DTYPE[unit]:
         fitting = [name for name, dtype in AGL_DTYPE.items() if dtype == raster.dtypes[0]]
         remedy = f"give --unit {fitting[0]}" if fitting else "convert it, and give --unit cm or --unit m"
-        raise UserError(
-            f"{path} holds {raster.dtypes[0]}, but with unit {unit!r} an AGL is {AGL_DTYPE[unit]}: {remedy}"
-        )
+        kind = WrongUnitError if fitting else UserError
+        raise kind(f"{path} holds {raster.dtypes[0]}, but with unit {unit!r} an AGL is {AGL_DTYPE[unit]}: {remedy}")
 
 
 def _centimetres(path: Path, metres: NDArray[np.float32], nodata: float | None) -> tuple[NDArray[np.uint16], int]:

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,10 +11,13 @@ from typing import Any
 
 from agl_core.config import PrepareConfig
 from agl_core.data.catalog import TileRecord, read_catalog
+from agl_core.data.prepare.fitting import refuse_another, some
 from agl_core.data.prepare.sources import Change, compare, look, reread
 from agl_core.data.prepare.workers import in_order
 from agl_core.data.store import Store
+from agl_core.data.store.failures import explained
 from agl_core.data.store.layout import done_records, shared_mapping
+from agl_core.data.store.offsets import have_offsets, value_keys
 from agl_core.errors import UserError
 from agl_core.reporting.progress import Progress
 
@@ -40,7 +42,7 @@ class Findings:
             (self.changed, "made of files that have changed since"),
             (self.surplus, "no longer in the data set"),
         ]
-        return ", ".join(f"{len(tiles)} {what} ({_some(tiles)})" for tiles, what in parts if tiles)
+        return ", ".join(f"{len(tiles)} {what} ({some(tiles)})" for tiles, what in parts if tiles)
 
 
 def check_store(config: PrepareConfig, folder: Path, workers: int) -> None:
@@ -49,13 +51,20 @@ def check_store(config: PrepareConfig, folder: Path, workers: int) -> None:
     Each tile that is not as it should be gets a line of its own; the last line says that all is well.
 
     Raises:
-        UserError: when there is no sealed store, or anything is wrong with it; says what to do.
+        UserError: when there is no sealed store, it is another data set's or of another unit, or anything is wrong with
+            it; says what to do.
     """
     store = Store(folder)
     records = read_catalog(Path(config.data), "train")
+    provenance = _provenance(store)
+    refuse_another(folder, records, provenance, config.unit)
     findings = Findings()
     _verify(store, findings, workers)
-    _compare(store, records, config.unit, findings, workers)
+    _compare(provenance, records, config.unit, findings, workers)
+    if not have_offsets(folder, store.digest, len(value_keys(store.entries))):
+        print(
+            f"store {folder}: without an offsets.bin that fits, reads over a network are slow; prepare writes it anew"
+        )
     if str(findings):
         raise UserError(f"store {folder}: of {len(store)} tiles, {findings}: {_remedy(config, folder, findings)}")
     print(f"store {folder}: all {len(store)} tiles are whole, and made of the files of {config.data} as they are")
@@ -75,9 +84,10 @@ def _verify(store: Store, findings: Findings, workers: int) -> None:
             progress.advance()
 
 
-def _compare(store: Store, records: list[TileRecord], unit: str, findings: Findings, workers: int) -> None:
+def _compare(
+    provenance: dict[str, dict[str, Any]], records: list[TileRecord], unit: str, findings: Findings, workers: int
+) -> None:
     """Look for tiles that a new store of the data set would have otherwise."""
-    provenance = _provenance(store)
     touched = []
     for record in records:
         if record.id not in provenance:
@@ -103,8 +113,9 @@ def _compare(store: Store, records: list[TileRecord], unit: str, findings: Findi
 def _provenance(store: Store) -> dict[str, dict[str, Any]]:
     """What each tile of the store was made of."""
     mapping = shared_mapping(store.path)
-    found = (json.loads(value) for _, value in done_records(mapping.environment))
-    return {record["entry"]["id"]: record["provenance"] for record in found}
+    with explained(store.path, "read"):
+        found = (json.loads(value) for _, value in done_records(mapping.environment))
+        return {record["entry"]["id"]: record["provenance"] for record in found}
 
 
 def _remedy(config: PrepareConfig, folder: Path, findings: Findings) -> str:
@@ -115,8 +126,3 @@ def _remedy(config: PrepareConfig, folder: Path, findings: Findings) -> str:
     words += ["--unit", config.unit] if config.unit != PrepareConfig().unit else []
     words += ["--redo", ",".join(findings.damaged)] if findings.damaged else []
     return f"run `{shlex.join(words)}`, which makes these again and nothing else"
-
-
-def _some(tiles: Sequence[str], most: int = 10) -> str:
-    more = f" and {len(tiles) - most} more" if len(tiles) > most else ""
-    return ", ".join(tiles[:most]) + more

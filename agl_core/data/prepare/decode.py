@@ -11,7 +11,7 @@ from agl_core.data.catalog import TileRecord
 from agl_core.data.prepare.sources import contents, look, size
 from agl_core.data.store.codec import encode_tile, highest_metres
 from agl_core.data.store.layout import StoreEntry
-from agl_core.data.tiles import UNKNOWN, read_agl_counted, read_rgb, read_vflow
+from agl_core.data.tiles import UNKNOWN, WrongUnitError, read_agl_counted, read_rgb, read_vflow
 from agl_core.errors import UserError
 
 _GDAL = {"GDAL_CACHEMAX": 64, "GDAL_NUM_THREADS": 1}
@@ -30,11 +30,12 @@ class EncodedTile:
 
 @dataclass(frozen=True)
 class BadTile:
-    """A tile that cannot be read; `why` is one sentence."""
+    """A tile that cannot be read; `why` is one sentence, `wrong_unit` whether its AGL is of the other unit."""
 
     id: str
     why: str
     read: int
+    wrong_unit: bool = False
 
 
 def encode(record: TileRecord, unit: str, codec: str) -> EncodedTile | BadTile:
@@ -44,7 +45,7 @@ def encode(record: TileRecord, unit: str, codec: str) -> EncodedTile | BadTile:
         with rasterio.Env(**_GDAL):
             return _encode(record, unit, codec, seen)
     except UserError as error:
-        return BadTile(record.id, str(error), size(seen))
+        return BadTile(record.id, str(error), size(seen), isinstance(error, WrongUnitError))
 
 
 def _encode(record: TileRecord, unit: str, codec: str, seen: dict[str, Any]) -> EncodedTile:
@@ -67,8 +68,8 @@ def decode(record: TileRecord, unit: str) -> tuple[StoreEntry, NDArray[np.uint8]
         UserError: when a file is missing, damaged or of another unit, or RGB and AGL differ in size.
     """
     assert record.agl is not None, f"tile {record.id} of the train split has no AGL"
+    agl_cm, clipped = read_agl_counted(record.agl, unit)  # first: a wrong unit shows before a JPEG 2000 is decoded
     rgb = read_rgb(record.rgb)
-    agl_cm, clipped = read_agl_counted(record.agl, unit)
     if agl_cm.shape != rgb.shape[:2]:
         raise UserError(
             f"tile {record.id}: AGL is {_size(agl_cm)} but RGB is {_size(rgb)} (in {record.agl}): "

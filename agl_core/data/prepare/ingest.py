@@ -1,7 +1,9 @@
 """Building the store from a data set's files: read and encoded in worker processes, written by this one."""
 
+import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -11,6 +13,7 @@ from agl_core.config import PrepareConfig
 from agl_core.data.catalog import TileRecord, cities, read_catalog
 from agl_core.data.prepare.check import check_store
 from agl_core.data.prepare.decode import BadTile, encode
+from agl_core.data.prepare.fitting import refuse_another
 from agl_core.data.prepare.sources import Change, compare, look, reread
 from agl_core.data.prepare.workers import in_order
 from agl_core.data.store import StoreWriter
@@ -19,7 +22,8 @@ from agl_core.errors import UserError, valid_choice
 from agl_core.machine import cores
 from agl_core.reporting.progress import Progress
 
-MOST_LISTED = 20
+WRONG_UNITS = 10
+"""If so many tiles, the first ones, are all of another unit, then so are the rest."""
 
 Finished = dict[str, dict[str, Any]]
 """What each tile of the store was made of (its provenance), by id."""
@@ -36,8 +40,9 @@ def prepare(config: PrepareConfig) -> Path:
         The folder of the store, sealed.
 
     Raises:
-        UserError: when the data set or the store's folder is not as it should be, or tiles are bad: these are all
-            listed, the good ones are kept, and the store is not sealed.
+        UserError: when the data set or the store's folder is not as it should be, the store is another data set's or
+            of another unit, or tiles are bad: of these each gets a line, the good ones are kept, and the store is not
+            sealed.
     """
     _check_options(config)
     data = Path(config.data)
@@ -50,26 +55,42 @@ def prepare(config: PrepareConfig) -> Path:
 
     with StoreWriter(folder, config.codec) as writer:
         was_usable = writer.sealed
+        if writer.located_anew:
+            print(f"store {folder}: its offsets.bin was missing or did not fit, and was written anew")
+        finished = {tile: provenance for tile, (_, provenance) in writer.finished().items()}
+        refuse_another(folder, records, finished, config.unit)
         if not was_usable:
             writer.sweep()
-        finished = {tile: provenance for tile, (_, provenance) in writer.finished().items()}
         todo, notes = _to_do(records, finished, redo, config)
         stale = sorted(finished.keys() - {record.id for record in records} | finished.keys() & {r.id for r in todo})
         if todo or stale or notes or not writer.sealed:
-            if todo or stale:
-                writer.unseal()
-            for tile, provenance in notes.items():
-                writer.note(tile, provenance)
-            for tile in stale:
-                writer.remove(tile)
-            bad = _write_tiles(writer, todo, len(records), config)
+            with _interruptible(writer, len(records)):
+                if todo or stale:
+                    writer.unseal()
+                for tile, provenance in notes.items():
+                    writer.note(tile, provenance)
+                for tile in stale:
+                    writer.remove(tile)
+                bad = _write_tiles(writer, todo, len(records), config)
             if bad:
                 raise UserError(_describe_bad(bad, data) + (_no_longer_usable(folder) if was_usable else ""))
             writer.seal()
         else:
             print(f"store {folder} is up to date: {len(records)} tiles, nothing to do")
-        _print_summary(writer, folder)
+        _print_summary(writer, folder, _done(records, finished, {record.id for record in todo}))
     return folder
+
+
+@contextmanager
+def _interruptible(writer: StoreWriter, total: int) -> Iterator[None]:
+    """Whoever presses Ctrl-C is told what there is, which is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        there = len(writer.finished())  # commits
+        line = f"interrupted: {there} of {total} tiles are in the store {writer.path}; the same command does the rest"
+        print(line, file=sys.stderr, flush=True)
+        raise
 
 
 def _check_options(config: PrepareConfig) -> None:
@@ -131,7 +152,7 @@ def _changed(touched: list[TileRecord], finished: Finished, config: PrepareConfi
 
 
 def _write_tiles(writer: StoreWriter, todo: list[TileRecord], total: int, config: PrepareConfig) -> list[BadTile]:
-    """Read and write; return the tiles that could not be read."""
+    """Read and write; return the tiles that could not be read: the first, if it speaks for all the data set."""
     workers = min(config.workers or cores(), max(len(todo), 1))
     work = partial(encode, unit=config.unit, codec=writer.codec)
     bad = []
@@ -140,17 +161,17 @@ def _write_tiles(writer: StoreWriter, todo: list[TileRecord], total: int, config
         closing(in_order(work, todo, workers, attrgetter("id"))) as encoded,
     ):
         reading = _Reading()
-        for tile in encoded:
+        for number, tile in enumerate(encoded, 1):
             if isinstance(tile, BadTile):
                 bad.append(tile)
+                progress.note(f"bad: {tile.why}")
                 if config.bad_tiles == "stop":
                     break
+                if number == len(bad) == WRONG_UNITS and all(each.wrong_unit for each in bad):
+                    return bad[:1]
             else:
                 writer.write_encoded(tile.entry, tile.values, tile.provenance)
             progress.advance(read=reading.rate(tile.read))
-        if len(bad) > MOST_LISTED:
-            for each in bad:
-                progress.note(f"bad: {each.why}")
     return bad
 
 
@@ -167,11 +188,10 @@ class _Reading:
 
 
 def _describe_bad(bad: list[BadTile], data: Path) -> str:
-    """All bad tiles in one message; each has its own sentence already."""
+    """One sentence; each bad tile has its own line already."""
     if len(bad) == 1:
         return bad[0].why
-    more = f"; and {len(bad) - MOST_LISTED} more, see above" if len(bad) > MOST_LISTED else ""
-    return f"{len(bad)} tiles of {data} are bad: " + "; ".join(tile.why for tile in bad[:MOST_LISTED]) + more
+    return f"{len(bad)} tiles of {data} are bad, of which each has a line `bad: ...` above; the first: {bad[0].why}"
 
 
 def _no_longer_usable(folder: Path) -> str:
@@ -181,7 +201,21 @@ def _no_longer_usable(folder: Path) -> str:
     )
 
 
-def _print_summary(writer: StoreWriter, folder: Path) -> None:
+def _done(records: list[TileRecord], finished: Finished, todo: set[str]) -> str:
+    """What was done to a store that had tiles already, in words; empty for a new one, or if nothing was."""
+    asked = {record.id for record in records}
+    parts = {
+        "made again": len(todo & finished.keys()),
+        "added": len(todo - finished.keys()),
+        "dropped": len(finished.keys() - asked),
+    }
+    if not finished or not any(parts.values()):
+        return ""
+    parts["kept"] = len(asked - todo)
+    return "; " + ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+
+
+def _print_summary(writer: StoreWriter, folder: Path, done: str) -> None:
     finished = list(writer.finished().values())
     entries = [entry for entry, _ in finished]
     counts = ", ".join(f"{sum(entry.city == city for entry in entries)} {city}" for city in cities(entries))
@@ -199,4 +233,4 @@ def _print_summary(writer: StoreWriter, folder: Path) -> None:
     unposed = sum(entry.scale is None for entry in entries)
     if unposed:
         parts.append(f"{unposed} tiles without pose")
-    print(f"store {folder}: " + ", ".join(parts))
+    print(f"store {folder}: " + ", ".join(parts) + done)

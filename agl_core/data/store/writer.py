@@ -49,8 +49,9 @@ _COMMIT_SECONDS = 10.0  # of slow sources a kill is to lose little; when it is c
 class StoreWriter:
     """Fills a store, tile by tile; one process at a time.
 
-    What `write` was given is durable after the next commit (every 64 MB or 10 s, `seal` and the end of the `with` block); of a
-    killed process the tiles committed before remain, and a new writer continues. The first change removes the seal.
+    What `write` was given is durable after the next commit (every 64 MB or 10 s, `seal` and the end of the `with`
+    block); of a killed process the tiles committed before remain, and a new writer continues. The first change removes
+    the seal.
 
         with StoreWriter(path) as writer:
             for entry, rgb, agl_cm in tiles:

@@ -148,11 +148,12 @@ class Attempt:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    def end(self, code: int) -> None:
-        """Wait for it and all its processes; it must end with `code`."""
+    def end(self, *codes: int) -> int:
+        """Wait for it and all its processes; it must end with one of `codes`, which is returned."""
         said = self.process.communicate(timeout=120)[0]  # ends when the last process has closed its end
-        if self.process.returncode != code:
+        if self.process.returncode not in codes:
             raise NotWholeError(f"prepare has ended with {self.process.returncode}: {said}")
+        return self.process.returncode
 
     def kill(self, way: str, draw: random.Random) -> bool:
         """Kill it, or a part of it; whether there was anything to be killed."""
@@ -206,7 +207,10 @@ def rehearse(folder: Path, kills: int, seed: int, tiles: int = 24, size: int = 3
         attempt = Attempt(data.folder, store, workers)
         time.sleep(draw.uniform(0.2, 1.0) * usual)
         killed = attempt.kill(way, draw)
-        attempt.end(-signal.SIGKILL if killed and way != CHILD else 0)
+        if killed and way != CHILD:
+            killed = attempt.end(-signal.SIGKILL, 0) != 0  # 0: it was just leaving, which nothing interrupts
+        else:
+            attempt.end(0)
         if killed:
             tally.kills[way] += 1
         after = judge(contents(store))

@@ -147,6 +147,21 @@ def test_a_store_that_is_not_finished_is_said_to_be_so(data: Path) -> None:
         check(data)
 
 
+def test_a_store_without_offsets_is_good_and_it_is_said_that_it_is_slow(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    check(data)
+    assert "offsets.bin" not in capsys.readouterr().out
+    (data / "store" / "offsets.bin").unlink()
+    before = files(data)
+    check(data)
+    said = capsys.readouterr().out
+    assert "all 5 tiles are whole" in said
+    assert "without an offsets.bin that fits, reads over a network are slow; prepare writes it anew" in said
+    assert files(data) == before
+
+
 def test_the_exit_codes_are_those_of_every_command(data: Path) -> None:
     command = [sys.executable, str(ROOT / "launch.py"), "prepare", "--data", str(data), "--check", "--workers", "2"]
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0

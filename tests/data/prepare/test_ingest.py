@@ -17,7 +17,8 @@ from agl_core.data.catalog import TileRecord
 from agl_core.data.prepare import ingest, sources
 from agl_core.data.prepare.decode import BadTile, EncodedTile
 from agl_core.data.prepare.ingest import prepare
-from agl_core.data.store import Store, writer
+from agl_core.data.store import Store, StoreWriter, writer
+from agl_core.data.store.layout import StoreEntry
 from agl_core.data.tiles import UNKNOWN, read_agl, read_rgb, write_agl, write_rgb, write_vflow
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
@@ -101,7 +102,10 @@ def test_the_store_holds_what_the_files_hold(tmp_path: Path, unit: str, suffix: 
             assert (entry.scale, entry.angle) == (pytest.approx(1.5 + index), 0.5 * index)
 
 
-def test_the_store_is_the_same_to_the_byte_whatever_the_number_of_workers(data: Path, tmp_path: Path) -> None:
+def test_the_store_is_the_same_to_the_byte_whatever_the_number_of_workers(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_COMMIT_SECONDS", 1e9)  # a slow machine would commit elsewhere, of the same content
     stores = [
         prepare(PrepareConfig(data=str(data), store=str(tmp_path / f"{workers}"), workers=workers))
         for workers in (1, 2)
@@ -282,33 +286,190 @@ def test_killed_before_any_tile_and_run_again_it_does_only_the_rest(
         assert records(Path(config.store)) == records(whole)
 
 
+def test_on_slow_sources_a_kill_loses_only_what_came_since_the_last_commit_by_the_clock(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = prepare(PrepareConfig(data=str(data), store=str(tmp_path / "undisturbed"), workers=1))
+    now, encode = [0.0], ingest.encode
+    child = os.fork()
+    if child == 0:
+
+        def slow(record: TileRecord, unit: str, codec: str) -> Any:
+            now[0] += 4  # commits come with the third tile
+            if record.id == "OMA_e":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encode(record, unit, codec)
+
+        monkeypatch.setattr(writer.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(ingest, "encode", slow)
+        prepare(PrepareConfig(data=str(data), workers=1))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with StoreWriter(data / "store") as opened:
+        assert list(opened.finished()) == ["ARG_a", "ARG_b", "JAX_c"]
+    assert records(prepare(PrepareConfig(data=str(data), workers=1))) == records(undisturbed)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_all_bad_tiles_are_listed_at_once_and_nothing_can_be_read_yet(data: Path, workers: int) -> None:
+def test_each_bad_tile_has_its_line_and_nothing_can_be_read_yet(
+    data: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = data / "train"
     (train / "ARG_a_RGB.tif").write_bytes(b"broken")
     write_agl(train / "JAX_c_AGL.tif", np.zeros((32, 64), np.uint16), "cm")
     (train / "OMA_e_VFLOW.json").write_text('{"scale": -1, "angle": 0}')
     config = PrepareConfig(data=str(data), workers=workers)
-    with pytest.raises(UserError, match=r"^3 tiles of .* are bad: ") as caught:
+    with pytest.raises(UserError, match=r"^3 tiles of .* are bad, .* above; the first: [^;]*ARG_a_RGB[^;]*;") as caught:
         prepare(config)
-    message = str(caught.value)
-    assert "ARG_a_RGB.tif cannot be read as an image" in message
-    assert f"tile JAX_c: AGL is 32 x 64 but RGB is 64 x 64 (in {train / 'JAX_c_AGL.tif'})" in message
-    assert "OMA_e_VFLOW.json has scale -1" in message
-    assert "\n" not in message
+    assert not [unwanted for unwanted in ("\n", "JAX_c", "OMA_e") if unwanted in str(caught.value)]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bad: ")]
+    assert len(lines) == 3
+    assert "ARG_a_RGB.tif cannot be read as an image" in lines[0]
+    assert f"tile JAX_c: AGL is 32 x 64 but RGB is 64 x 64 (in {train / 'JAX_c_AGL.tif'})" in lines[1]
+    assert "OMA_e_VFLOW.json has scale -1" in lines[2]
     with pytest.raises(UserError, match="not finished"):
         Store(data / "store")
 
 
-def test_of_many_bad_tiles_each_has_its_line(
-    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(ingest, "MOST_LISTED", 2)
-    for tile in TILES:
-        (data / "train" / f"{tile}_RGB.tif").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"^5 tiles of .*ARG_a.*ARG_b.*; and 3 more, see above$"):
+def other_data(folder: Path, shared: tuple[str, ...] = ()) -> Path:
+    """A data set whose tiles have other ids, but for those that are shared."""
+    data = make_data(folder)
+    for name in ("geopose_train.csv", "metadata.csv"):
+        for tile in TILES.keys() - set(shared):
+            lines = (data / name).read_text().splitlines()
+            line = next(line for line in lines if line.startswith(tile))
+            replace_line(data / name, tile, line.replace(tile, f"new_{tile}", 1))
+    return data
+
+
+def test_the_store_of_another_data_set_is_refused_and_stays(data: Path, tmp_path: Path) -> None:
+    store = prepare(PrepareConfig(data=str(data), workers=1))
+    before = whole(store)
+    other = other_data(tmp_path / "other")
+    for check in (False, True):
+        with pytest.raises(
+            UserError,
+            match=r"^store .*/store holds 5 tiles of another data set \(ARG_a, ARG_b, JAX_c and 2 more\): choose "
+            "another folder with --store, or delete it$",
+        ):
+            prepare(PrepareConfig(data=str(other), store=str(store), workers=1, check=check))
+        assert whole(store) == before
+
+
+def test_a_store_that_is_not_finished_is_refused_to_another_data_set_too(data: Path, tmp_path: Path) -> None:
+    (data / "train" / "ARG_b_RGB.tif").write_bytes(b"broken")
+    with pytest.raises(UserError, match="ARG_b"):
         prepare(PrepareConfig(data=str(data), workers=1))
-    assert capsys.readouterr().err.count("bad: ") == 5
+    before = records(data / "store")
+    with pytest.raises(UserError, match="holds 4 tiles of another data set"):
+        prepare(PrepareConfig(data=str(other_data(tmp_path / "other")), store=str(data / "store"), workers=1))
+    assert records(data / "store") == before
+
+
+def test_a_data_set_of_which_one_tile_is_left_is_the_same(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = prepare(PrepareConfig(data=str(data), workers=1))
+    other = other_data(tmp_path / "other", ("JAX_c",))
+    prepare(PrepareConfig(data=str(other), store=str(store), workers=1))
+    assert "JAX_c" in {entry.id for entry in Store(store).entries}
+    assert capsys.readouterr().out.rstrip().endswith("; 4 added, 4 dropped, 1 kept")
+
+
+@pytest.mark.parametrize(("unit", "given"), [("m", "cm"), ("cm", "m")])
+def test_a_store_made_in_another_unit_names_it_and_stays(tmp_path: Path, unit: str, given: str) -> None:
+    data = make_data(tmp_path, unit)
+    store = prepare(PrepareConfig(data=str(data), unit=unit, workers=1))
+    os.utime(data / "train" / "ARG_b_RGB.tif", ns=(0, 12345))
+    replace_line(data / "metadata.csv", "OMA_e", "OMA_e,OMA,0.9,place0")
+    before = whole(store)
+    for change in ({}, {"check": True}, {"redo": "ARG_a"}):
+        with pytest.raises(UserError, match=rf"was made of the same files with --unit {unit}, not {given}: give that"):
+            prepare(PrepareConfig(data=str(data), unit=given, workers=1, **change))  # type: ignore[arg-type]
+        assert whole(store) == before
+
+
+def test_files_that_were_replaced_by_those_of_another_unit_are_read_again(data: Path, tmp_path: Path) -> None:
+    store = prepare(PrepareConfig(data=str(data), workers=1))
+    metres = make_data(tmp_path / "metres", "m")
+    for path in (metres / "train").iterdir():
+        path.replace(data / "train" / path.name)
+    prepare(PrepareConfig(data=str(data), unit="m", workers=1))
+    fresh = prepare(PrepareConfig(data=str(data), unit="m", store=str(tmp_path / "fresh"), workers=1))
+    assert records(store) == records(fresh)
+
+
+def test_the_summary_says_what_was_done(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = (data / "geopose_train.csv").read_text()
+    replace_line(data / "geopose_train.csv", "JAX_d", "")
+    prepare(PrepareConfig(data=str(data), workers=1))
+    assert ";" not in capsys.readouterr().out
+    (data / "geopose_train.csv").write_text(table)
+    replace_line(data / "geopose_train.csv", "ARG_b", "")
+    write_agl(data / "train" / "JAX_c_AGL.tif", np.full((64, 64), 7, np.uint16), "cm")
+    prepare(PrepareConfig(data=str(data), workers=1))
+    assert capsys.readouterr().out.endswith("; 1 made again, 1 added, 1 dropped, 2 kept\n")
+    prepare(PrepareConfig(data=str(data), workers=1, redo="JAX_d"))
+    assert capsys.readouterr().out.endswith("; 1 made again, 3 kept\n")
+
+
+def test_offsets_that_are_missing_or_do_not_fit_are_written_anew_and_that_is_said(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offsets = prepare(PrepareConfig(data=str(data), workers=1)) / "offsets.bin"
+    good = offsets.read_bytes()
+    assert "anew" not in capsys.readouterr().out
+    for wrong in (None, good[:-1]):
+        offsets.unlink()
+        if wrong is not None:
+            offsets.write_bytes(wrong)
+        prepare(PrepareConfig(data=str(data), workers=1))
+        assert "offsets.bin was missing or did not fit, and was written anew" in capsys.readouterr().out
+        assert offsets.read_bytes() == good
+    prepare(PrepareConfig(data=str(data), workers=1))
+    assert "anew" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_is_interrupted_by_the_keyboard_keeps_what_is_done_and_is_told(
+    data: Path, workers: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = StoreWriter.write_encoded
+
+    def interrupted(self: StoreWriter, entry: StoreEntry, *arguments: Any) -> None:
+        if entry.id == "JAX_c":
+            raise KeyboardInterrupt
+        write(self, entry, *arguments)
+
+    monkeypatch.setattr(StoreWriter, "write_encoded", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(PrepareConfig(data=str(data), workers=workers))
+    monkeypatch.undo()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"interrupted: 2 of 5 tiles are in the store {data / 'store'}; the same command does the rest"
+    prepare(PrepareConfig(data=str(data), workers=1))
+    assert capsys.readouterr().out.endswith("; 3 added, 2 kept\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_if_the_first_tiles_are_all_of_another_unit_the_rest_are_not_read(
+    data: Path, workers: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ingest, "WRONG_UNITS", 3)
+    with pytest.raises(UserError, match=r"^[^ ]*ARG_a_AGL.tif holds uint16, [^;]*: give --unit cm$"):
+        prepare(PrepareConfig(data=str(data), unit="m", workers=workers))
+    assert capsys.readouterr().err.count("bad: ") == 3
+    (data / "train" / "ARG_b_AGL.tif").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"^5 tiles of "):
+        prepare(PrepareConfig(data=str(data), unit="m", workers=workers))
+
+
+def test_a_wrong_unit_is_found_before_an_image_is_decoded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agl_core.data.prepare import decode
+
+    monkeypatch.setattr(decode, "read_rgb", lambda path: pytest.fail(f"{path} is decoded"))
+    with pytest.raises(UserError, match="give --unit cm"):
+        prepare(PrepareConfig(data=str(data), unit="m", workers=1))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -401,3 +562,71 @@ def test_decoders_do_not_outlive_a_parent_that_is_killed(data: Path) -> None:
 def test_decoders_do_not_load_torch() -> None:
     code = "import sys, agl_core.data.prepare.ingest; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def whole(store: Path) -> dict[str, bytes]:
+    return {name: (store / name).read_bytes() for name in ("data.mdb", "offsets.bin")}
+
+
+@pytest.mark.parametrize("touched_only", [True, False])
+def test_while_copied_files_are_compared_the_store_stays_usable(
+    data: Path, monkeypatch: pytest.MonkeyPatch, touched_only: bool
+) -> None:
+    store = prepare(PrepareConfig(data=str(data), workers=1))
+    before = whole(store)
+    for path in (data / "train").iterdir():
+        os.utime(path, ns=(0, 12345))
+    if not touched_only:
+        replace_line(data / "metadata.csv", "ARG_a", "ARG_a,ARG,0.9,place0")
+        replace_line(data / "geopose_train.csv", "ARG_b", "")
+    contents, compared = sources.contents, []
+
+    def watched(record: TileRecord) -> list[str | None]:
+        assert whole(store) == before
+        compared.append(record.id)
+        return contents(record)
+
+    monkeypatch.setattr(sources, "contents", watched)
+    prepare(PrepareConfig(data=str(data), workers=1))
+    assert compared == (sorted(TILES) if touched_only else ["JAX_c", "JAX_d", "OMA_e"])
+    assert len(Store(store)) == (5 if touched_only else 4)
+    prepare(PrepareConfig(data=str(data), workers=1))
+    assert len(compared) == (5 if touched_only else 3), "what was found is noted"
+
+
+def test_killed_while_copied_files_are_compared_the_store_is_as_it_was(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = prepare(PrepareConfig(data=str(data), workers=1))
+    before = whole(store)
+    for path in (data / "train").iterdir():
+        os.utime(path, ns=(0, 12345))
+    contents = sources.contents
+    child = os.fork()
+    if child == 0:
+
+        def killed(record: TileRecord) -> list[str | None]:
+            if record.id == "OMA_e":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return contents(record)
+
+        monkeypatch.setattr(sources, "contents", killed)
+        prepare(PrepareConfig(data=str(data), workers=1))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert whole(store) == before
+    assert len(Store(store)) == 5
+
+
+def test_what_was_compared_is_kept_when_other_tiles_are_bad(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(PrepareConfig(data=str(data), workers=1))
+    for path in (data / "train").iterdir():
+        os.utime(path, ns=(0, 12345))
+    (data / "train" / "ARG_b_RGB.tif").write_bytes(b"broken")
+    with pytest.raises(UserError, match="ARG_b"):
+        prepare(PrepareConfig(data=str(data), workers=1))
+    contents, compared = sources.contents, []
+    monkeypatch.setattr(sources, "contents", lambda record: compared.append(record.id) or contents(record))
+    with pytest.raises(UserError, match="ARG_b"):
+        prepare(PrepareConfig(data=str(data), workers=1))
+    assert [tile for tile in compared if tile != "ARG_b"] == []
