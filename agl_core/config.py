@@ -316,7 +316,9 @@ class PrepareConfig:
         choices=CODECS,
     )
     bad_tiles: str = option(
-        "list", "list: go on, with a line for each bad tile, and fail in the end; stop: end at the first", choices=("list", "stop")
+        "list",
+        "list: go on, with a line for each bad tile, and fail in the end; stop: end at the first",
+        choices=("list", "stop"),
     )
     check: bool = option(
         False, "verify a store that is there, value by value and against the data set's files, and change nothing"
