@@ -164,14 +164,15 @@ def _write_tiles(writer: StoreWriter, todo: list[TileRecord], total: int, config
         for number, tile in enumerate(encoded, 1):
             if isinstance(tile, BadTile):
                 bad.append(tile)
-                progress.note(f"bad: {tile.why}")
                 if config.bad_tiles == "stop":
                     break
                 if number == len(bad) == WRONG_UNITS and all(each.wrong_unit for each in bad):
                     return bad[:1]
             else:
                 writer.write_encoded(tile.entry, tile.values, tile.provenance)
-            progress.advance(read=reading.rate(tile.read))
+            progress.advance(read=reading.rate(tile.read), **({"bad": len(bad)} if bad else {}))
+        for each in bad if len(bad) > 1 else ():
+            progress.note(f"bad: {each.why}")
     return bad
 
 
@@ -188,7 +189,7 @@ class _Reading:
 
 
 def _describe_bad(bad: list[BadTile], data: Path) -> str:
-    """One sentence; each bad tile has its own line already."""
+    """One sentence; of several bad tiles each has its own line already."""
     if len(bad) == 1:
         return bad[0].why
     return f"{len(bad)} tiles of {data} are bad, of which each has a line `bad: ...` above; the first: {bad[0].why}"

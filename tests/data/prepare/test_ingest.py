@@ -458,7 +458,7 @@ def test_if_the_first_tiles_are_all_of_another_unit_the_rest_are_not_read(
     monkeypatch.setattr(ingest, "WRONG_UNITS", 3)
     with pytest.raises(UserError, match=r"^[^ ]*ARG_a_AGL.tif holds uint16, [^;]*: give --unit cm$"):
         prepare(PrepareConfig(data=str(data), unit="m", workers=workers))
-    assert capsys.readouterr().err.count("bad: ") == 3
+    assert "bad: " not in capsys.readouterr().err, "one sentence says it of all"
     (data / "train" / "ARG_b_AGL.tif").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"^5 tiles of "):
         prepare(PrepareConfig(data=str(data), unit="m", workers=workers))
