@@ -59,7 +59,8 @@ def test_a_newcomer_submits_looks_cancels_and_resumes(tmp_path: Path) -> None:
         assert "resume" in cancelled
         run = tmp_path / "runs" / "first"
         ids = read_json(run / "jobs" / "submitted.json")
-        assert all(slurm.job(str(id))["JobState"] == "COMPLETED" for id in ids.values())
+        for job in ids.values():  # `logs --follow` ends with the work, a moment before Slurm knows of the last one
+            slurm.wait(str(job), ["COMPLETED"])
         standing = json.loads(give("status first --json", tmp_path, slurm))
     assert standing
     assert (run / "report.md").read_text()
