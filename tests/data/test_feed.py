@@ -139,6 +139,21 @@ def test_a_damaged_tile_is_one_sentence_where_its_step_is_taken(
     source.close()
 
 
+def test_code_is_loaded_once_before_workers_are_forked_and_not_without_them(
+    dataset: CropDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    plain = feed_module.batches
+    monkeypatch.setattr(CropDataset, "load_code", lambda _: done.append("load"))
+    monkeypatch.setattr(feed_module, "batches", lambda *given: (done.append("fork"), plain(*given))[1])
+    for workers, expected in ((2, ["load", "fork"]), (0, ["fork"])):
+        done.clear()
+        source = feed(dataset, workers)
+        source.take()
+        source.close()
+        assert done == expected
+
+
 def test_a_worker_uses_one_thread(dataset: CropDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def threads(*_: object) -> None:
         from agl_core.opencv import cv2

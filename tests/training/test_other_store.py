@@ -59,3 +59,11 @@ def test_a_store_whose_files_were_only_touched_is_the_same(store: Path, tmp_path
     before.read_tile(1)
     train(small(store), tmp_path / "run")
     assert warned(store, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(("codec", "told"), [("raw", True), ("zstd", False), ("auto", False)])
+def test_a_codec_that_the_store_does_not_have_is_told_of(
+    store: Path, tmp_path: Path, codec: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small(store, steps=1, codec=codec), tmp_path / "run")
+    assert ("the store is in codec zstd" in capsys.readouterr().err) is told

@@ -7,8 +7,9 @@ from pathlib import Path
 import xxhash
 
 from agl_core.data.store.layout import META_KEY, shared_mapping
+from agl_core.data.store.offsets import NAME
 
-DATABASE, OFFSETS = "data.mdb", "offsets.bin"
+DATABASE, OFFSETS = "data.mdb", NAME
 """The files of a sealed store; it can be read without the second one too."""
 
 
