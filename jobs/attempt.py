@@ -1,6 +1,7 @@
 """One attempt at a job inside its allocation: what its ranks left behind, and what that says about its end."""
 
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,13 +40,14 @@ class RankEnd:
 @dataclass(frozen=True)
 class AttemptEnd:
     """How an attempt ended: `kind` is done, interrupted, crashed, refused (the user can mend it) or taken over;
-    `by_warning` is true where the signal came from Slurm for sure, and not from a peer's death; `elsewhere` where
-    another machine may do better."""
+    `by_warning` is true where the signal came from Slurm for sure, and not from a peer's death; `at_birth` where all
+    ranks died of TERM before they could listen to it; `elsewhere` where another machine may do better."""
 
     kind: str
     text: str
     traceback: str = ""
     by_warning: bool = False
+    at_birth: bool = False
     elsewhere: bool = False
 
 
@@ -122,7 +124,8 @@ def judge(ends: list[RankEnd | None], code: int) -> AttemptEnd:
         return AttemptEnd(CRASHED, f"rank {rank} failed: {end.text}", end.traceback, warned)
     if INTERRUPTED in by_code and len(known) == len(ends) and PEER_LOST not in by_code:
         return AttemptEnd(LEFT, by_code[INTERRUPTED].text, by_warning=warned)
-    return AttemptEnd(CRASHED, _killed(ends, code), by_warning=warned)
+    at_birth = not known and code == 128 + signal.SIGTERM
+    return AttemptEnd(CRASHED, _killed(ends, code), by_warning=warned, at_birth=at_birth)
 
 
 def _killed(ends: list[RankEnd | None], code: int) -> str:

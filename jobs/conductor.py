@@ -23,7 +23,7 @@ from agl_core.durable.lease import read_lease
 from agl_core.errors import UserError
 from agl_core.reporting.startup import LAUNCHED
 from jobs.allocation import ASK_AGAIN, PATIENCE, Allocation, hand_back
-from jobs.attempt import CRASHED, ENDED_WELL, OVERTAKEN, REFUSED, AttemptEnd, judge, read_ends
+from jobs.attempt import CRASHED, ENDED_WELL, LEFT, OVERTAKEN, REFUSED, AttemptEnd, judge, read_ends
 from jobs.cluster import ClusterConfig, load_cluster
 from jobs.failure import JobError
 from jobs.history import History, incarnations
@@ -34,7 +34,7 @@ from jobs.rank import ATTEMPT, CONDUCTOR, GPUS, MOST_ATTEMPTS, PORT
 from jobs.runs import Run
 from jobs.sbatch import gpus_per_node, srun_command, tasks
 from jobs.stages import first_port
-from jobs.why import AGAIN, CANCELLED, DONE, GIVE_UP, LEAVE, REQUEUE, UNKNOWN, WAIT, deed
+from jobs.why import AGAIN, CANCELLED, DONE, ENDED_BY_SLURM, GIVE_UP, LEAVE, REQUEUE, UNKNOWN, WAIT, deed
 
 LOOK = 0.1  # seconds between two looks at the run directory
 STAND_IN = 20.0  # seconds that a rank has for it, of those between a warning and the kill
@@ -127,6 +127,10 @@ class Conductor:
         # Everything slow comes before the question: the answer is old as soon as it is there.
         refusal, last = self._limits_reached(end, crashed)
         reason = self._ask()
+        if end.at_birth and reason in ENDED_BY_SLURM:
+            # A process that has only begun to start dies of the warning that it is to listen to: nothing has crashed.
+            end, crashed = replace(end, kind=LEFT), False
+            refusal, last = self._limits_reached(end, crashed)
         chosen = deed(reason, crashed and not end.by_warning)
         if chosen == WAIT:  # nobody answers and nobody ends this job: going on does no harm
             chosen = LEAVE if self.told else AGAIN

@@ -29,6 +29,8 @@ PREEMPTED_AWAY = "cancelled by preemption"
 CONDUCTOR_DIED = "conductor died"
 CANCELLED = "cancelled"
 UNKNOWN = "unknown"
+ENDED_BY_SLURM = (PREEMPTED, REQUEUED, TIME_LIMIT, PREEMPTED_AWAY, CANCELLED)
+"""What has all processes of a job killed, whatever they do."""
 
 REQUEUE, LEAVE, AGAIN, WAIT = "requeue", "leave", "again", "wait"
 GIVE_UP, DONE = "give up", "done"

@@ -255,6 +255,20 @@ def test_a_crash_in_the_grace_of_a_preemption_goes_back_to_the_queue(run: Run, s
     assert deeds(run) == [("crashed", "preempted", "requeue")]
 
 
+def test_ranks_that_die_of_a_preemption_before_they_can_listen_have_not_crashed(run: Run, slurm: FakeSlurm) -> None:
+    slurm.says(*(line(preempted=PREEMPTED_AT, restarts=restart) for restart in range(5)))
+    slurm.attempt(143, [None, None])
+    for restart in range(5):  # restart.crashes is 3
+        assert leaves(run, restart=restart) == INTERRUPTED
+    assert deeds(run) == [("interrupted", "preempted", "requeue")] * 5
+
+
+def test_ranks_that_die_of_term_while_nobody_ends_the_job_have_crashed(run: Run, slurm: FakeSlurm) -> None:
+    slurm.attempt(143, [None, None])
+    assert leaves(run) == INTERRUPTED
+    assert deeds(run) == [("crashed", "warned", "again"), ("crashed", "warned", "requeue")]
+
+
 def test_a_crash_after_the_warning_of_the_time_limit_does_not_begin_again(run: Run, slurm: FakeSlurm) -> None:
     slurm.attempt(137, [USR2, None])
     assert leaves(run) == INTERRUPTED
