@@ -9,13 +9,16 @@ from agl_core.config import (
     DrillConfig,
     EnsembleConfig,
     EvaluateConfig,
+    FitConfig,
     LogsConfig,
     PredictConfig,
     PrepareConfig,
+    RecipeConfig,
     ReportConfig,
     ResumeConfig,
     StatusConfig,
     TrainConfig,
+    WeightsConfig,
     WorldConfig,
 )
 
@@ -59,6 +62,30 @@ VERBS = {
             "at any moment and given again, it does the rest; files that were changed are read again. The store of "
             "another data set is refused. With --check it verifies a store and changes nothing.",
             "python launch.py prepare --data data/world",
+        ),
+        Verb(
+            "recipe",
+            RecipeConfig,
+            "show what a recipe comes to, and what of it differs from the defaults",
+            "Print a recipe's whole configuration as YAML, or what differs from the defaults or from another recipe. "
+            "Without a name, list the recipes. What is printed with --all is a recipe itself.",
+            "python launch.py recipe kbrodt",
+        ),
+        Verb(
+            "weights",
+            WeightsConfig,
+            "fetch encoders' ImageNet weights, on a machine with network, for those without",
+            "Fetch the ImageNet weights of encoders into the cache that training reads, with checksums. A run fetches "
+            "what it needs by itself where it is launched; compute nodes never try the network.",
+            "python launch.py weights --encoder efficientnet-b7,senet154",
+        ),
+        Verb(
+            "fit",
+            FitConfig,
+            "measure how large a micro-batch fits this device, how fast it trains, and how long a stage will take",
+            "Measure training steps of a recipe's stage on this machine's device: the largest micro-batch, crops per "
+            "second and peak memory of each encoder, and from them the stage's time on a cluster's devices.",
+            "python launch.py fit --encoder tu-resnet10t --recipe demo --crop 64 --most 8",
         ),
         Verb(
             "predict",

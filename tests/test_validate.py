@@ -6,7 +6,8 @@ import pytest
 
 from agl_core.config import PredictConfig, StageConfig, TrainConfig, WorldConfig
 from agl_core.errors import UserError
-from agl_core.validate import RULES, validate
+from agl_core.validate import validate
+from agl_core.validate.rules import RULES
 
 
 def good() -> TrainConfig:

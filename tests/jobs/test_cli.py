@@ -159,7 +159,7 @@ REFUSED = [
     ("seed=1 seed=1", ["seed is given twice"]),
     ("--seed", ["--seed", "expected one argument"]),
     ("--dry-run=yes", ["--dry-run"]),
-    ("train --recipe demo", ["unknown verb 'train'", "world, prepare, predict, evaluate", "without a verb"]),
+    ("train --recipe demo", ["unknown verb 'train'", "world, prepare, recipe, weights, fit, predict", "without a verb"]),
     ("--recipe demo predict", ["'predict' is a verb", "first"]),
     ("some/path", ["'some/path' is neither", "key=value"]),
     ("world", ["world needs --out", "example"]),

@@ -9,7 +9,8 @@ import pytest
 from agl_core.config import StageConfig, TrainConfig
 from agl_core.errors import UserError
 from agl_core.files import write_json
-from agl_core.validate import RESERVED, validate
+from agl_core.validate import validate
+from agl_core.validate.train import RESERVED
 from jobs.cluster import ClusterConfig
 from jobs.pipeline import (
     EVALUATE,

@@ -33,7 +33,7 @@ def test_the_recipe_of_the_reference_has_its_two_stages() -> None:
     often |= dict.fromkeys(("dropout", "blur", "brightness", "tone", "noise"), 0.5)
     seldom = dict.fromkeys(("fancy_pca", "fog", "shadow", "sun_flare"), 0.2)
     assert pretrain.augment == AugmentConfig(**often, **seldom, rotate=0.3)
-    assert pretrain.optimizer == finetune.optimizer == OptimizerConfig(1e-4, 5e-4, 2.0)
+    assert pretrain.optimizer == finetune.optimizer == OptimizerConfig(lr=1e-4, weight_decay=5e-4, clip=2.0)
     assert (config.folds, config.seed, config.fold_by) == (40, 314159, "city")
 
 
