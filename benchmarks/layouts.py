@@ -45,7 +45,9 @@ def write_index(folder: Path, tiles: int) -> Path:
     shells = [bytes(16)] * (2048 // SUBTILE) ** 2
     with StoreWriter(folder, "zstd") as writer:
         for number in range(tiles):
-            entry = StoreEntry(f"JAX_{number:06d}", "JAX", 0.35, 2048, 2048, 0.8, 1.2, f"place-{number % 60}", 87.5)
+            heights = 87.5, 4_100_000, 2_400_000_000, 3_500_000_000_000
+            where = f"place-{number % 60}"
+            entry = StoreEntry(f"JAX_{number:06d}", "JAX", 0.35, 2048, 2048, 0.8, 1.2, where, *heights)
             writer.write_encoded(entry, shells, {"number": number})
         writer.seal()
     return folder

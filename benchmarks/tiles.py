@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from agl_core.config import WorldConfig
 from agl_core.data.catalog import read_catalog
 from agl_core.data.store import StoreEntry
+from agl_core.data.store.heights import with_heights
 from agl_core.data.tiles import HIGHEST_CM, UNKNOWN, read_agl, read_rgb, read_vflow, write_rgb
 from agl_core.world.dataset import render_world
 
@@ -79,8 +80,7 @@ def read_tiles(data: Path, most: int | None = None) -> list[Tile]:
             "angle": pose.angle if pose else None,
             "place": record.place,
         }
-        highest = float(agl[agl != UNKNOWN].max(initial=0)) / 100
-        tiles.append(Tile(StoreEntry(**entry, height=height, width=width, **where, highest=highest), rgb, agl))
+        tiles.append(Tile(with_heights(StoreEntry(**entry, height=height, width=width, **where), agl), rgb, agl))
     return tiles
 
 

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from agl_core.data.catalog import TileRecord
 from agl_core.data.prepare.sources import contents, look, size
-from agl_core.data.store.codec import encode_tile, highest_metres
+from agl_core.data.store.codec import encode_tile
+from agl_core.data.store.heights import with_heights
 from agl_core.data.store.layout import StoreEntry
-from agl_core.data.tiles import UNKNOWN, WrongUnitError, read_agl_counted, read_rgb, read_vflow
+from agl_core.data.tiles import WrongUnitError, read_agl_counted, read_rgb, read_vflow
 from agl_core.errors import UserError
 
 _GDAL = {"GDAL_CACHEMAX": 64, "GDAL_NUM_THREADS": 1}
@@ -86,9 +87,9 @@ def decode(record: TileRecord, unit: str) -> tuple[StoreEntry, NDArray[np.uint8]
         scale=pose.scale if pose else None,
         angle=pose.angle if pose else None,
         place=record.place,
-        highest=highest_metres(agl_cm),
     )
-    return entry, rgb, agl_cm, {"unknown": int(np.count_nonzero(agl_cm == UNKNOWN)), "clipped": clipped}
+    entry = with_heights(entry, agl_cm)
+    return entry, rgb, agl_cm, {"unknown": height * width - entry.known, "clipped": clipped}
 
 
 def _size(image: NDArray[Any]) -> str:

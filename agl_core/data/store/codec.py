@@ -24,8 +24,6 @@ import xxhash
 import zstandard
 from numpy.typing import NDArray
 
-from agl_core.data.tiles import UNKNOWN
-
 CODECS = ("zstd", "raw")
 SUBTILE = 256
 BLOCK = 128
@@ -61,11 +59,6 @@ def subtiles(height: int, width: int) -> Iterator[tuple[int, int, slice, slice]]
     for row, top in enumerate(range(0, height, SUBTILE)):
         for column, left in enumerate(range(0, width, SUBTILE)):
             yield row, column, slice(top, min(top + SUBTILE, height)), slice(left, min(left + SUBTILE, width))
-
-
-def highest_metres(agl_cm: NDArray[np.uint16]) -> float:
-    """The highest known height of (H, W) uint16 centimetres, in metres; 0 where none is known."""
-    return int(np.max(agl_cm, where=agl_cm != UNKNOWN, initial=0)) / 100
 
 
 def encode_tile(codec: str, rgb: NDArray[np.uint8], agl_cm: NDArray[np.uint16]) -> list[bytes]:

@@ -1,6 +1,6 @@
 """How the store lays tiles out in its LMDB, and how a process opens that file.
 
-Layout, version 2 (all keys are bytes in sorted order):
+Layout, version 3 (all keys are bytes in sorted order):
 
     meta                        JSON: format, version, subtile, codec, and sealed: null, or digest and entries
     done/<id>                   JSON: entry, provenance, codec and digest (of the values) of a tile that is complete
@@ -29,7 +29,7 @@ from agl_core.data.store.pages import cut_off, fill_up
 from agl_core.errors import UserError
 
 FORMAT = "agl-store"
-VERSION = 2
+VERSION = 3
 META_KEY = b"meta"
 DONE_PREFIX = b"done/"
 TILE_PREFIX = b"tile/"
@@ -47,7 +47,8 @@ class StoreEntry:
     """One tile of the store: `gsd` in metres per pixel, size in pixels, `scale` in px/m and `angle` in radians.
 
     `scale` and `angle` are None for nadir images with heights but without pose, `place` where it is not known.
-    `highest` is the highest known height above ground in metres, 0 where none is known.
+    `highest` is the highest known height above ground in metres, 0 where none is known; `known` the number of pixels of
+    known height, `sum_cm` and `sum_cm2` the sums of their centimetres and of the squares of them.
     """
 
     id: str
@@ -59,6 +60,9 @@ class StoreEntry:
     angle: float | None = None
     place: str | None = None
     highest: float = 0.0
+    known: int = 0
+    sum_cm: int = 0
+    sum_cm2: int = 0
 
 
 def done_key(tile: str) -> bytes:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from agl_core.data.store.codec import CODECS, SUBTILE, Crop, Part, Value, decode_into
 from agl_core.data.store.crops import check_inside, interleaved, touched
+from agl_core.data.store.heights import Heights, heights_of
 from agl_core.data.store.layout import (
     META_KEY,
     Mapping,
@@ -243,14 +244,16 @@ class Store:
         """Read all of a tile and compare it with what was written; one sentence if anything is wrong, else None."""
         entry = self.entries[index]
         crop = Crop(np.empty((3, SUBTILE, SUBTILE), np.uint8), np.empty((SUBTILE, SUBTILE), np.uint16))
-        digest = xxhash.xxh3_128()
+        digest, heights = xxhash.xxh3_128(), Heights()
         try:
             for part in touched(entry, 0, 0, entry.height, entry.width):
                 digest.update(self._decoded_value(index, part._replace(to_row=0, to_column=0), crop))
+                heights = heights.joined(heights_of(crop.agl[: part.rows, : part.columns]))
             record = self._record(entry)
         except UserError as error:
             return str(error)
-        if record is None or (record["digest"], record["entry"]) != (digest.hexdigest(), asdict(entry)):
+        made = digest.hexdigest(), asdict(replace(entry, **heights._asdict()))
+        if record is None or (record["digest"], record["entry"]) != made or made[1] != asdict(entry):
             return (
                 f"store {self.path} is damaged at tile {entry.id}: it does not agree with the record of its making; "
                 "delete the store and run prepare again"

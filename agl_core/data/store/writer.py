@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,8 +18,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from agl_core.data.store.codec import CODECS, SUBTILE, encode_tile, highest_metres, subtiles
+from agl_core.data.store.codec import CODECS, SUBTILE, encode_tile, subtiles
 from agl_core.data.store.failures import explained
+from agl_core.data.store.heights import with_heights
 from agl_core.data.store.layout import (
     FORMAT,
     META_KEY,
@@ -159,7 +160,7 @@ class StoreWriter:
         """Add a tile, or replace the tile of the same id.
 
         Args:
-            entry: what is known about the tile; `highest` is filled in.
+            entry: what is known about the tile; `highest` and the sums of the heights are filled in.
             rgb: (H, W, 3) uint8.
             agl_cm: (H, W) uint16 centimetres, 65535 where unknown.
             provenance: anything JSON that `finished` shall give back, such as the state of the source files.
@@ -172,11 +173,10 @@ class StoreWriter:
             raise ValueError(f"tile {entry.id}: RGB is {rgb.shape} {rgb.dtype}, expected ({height}, {width}, 3) uint8")
         if agl_cm.shape != (height, width) or agl_cm.dtype != np.uint16:
             raise ValueError(f"tile {entry.id}: AGL is {agl_cm.shape} {agl_cm.dtype}, not ({height}, {width}) uint16")
-        entry = replace(entry, highest=highest_metres(agl_cm))
-        self.write_encoded(entry, encode_tile(self.codec, rgb, agl_cm), provenance)
+        self.write_encoded(with_heights(entry, agl_cm), encode_tile(self.codec, rgb, agl_cm), provenance)
 
     def write_encoded(self, entry: StoreEntry, values: list[bytes], provenance: dict[str, Any] | None = None) -> None:
-        """`write` of what `encode_tile` made, in this store's codec, of a tile; `entry.highest` must be right.
+        """`write` of what `encode_tile` made, in this store's codec, of a tile, of an entry `with_heights`.
 
         Raises:
             ValueError: when there are more or fewer values than sub-tiles.

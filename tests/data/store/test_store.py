@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agl_core.data.store import Store, StoreEntry, StoreWriter, reader
-from agl_core.data.store.codec import CHECKSUM, CODECS, encode_tile, highest_metres
+from agl_core.data.store.codec import CHECKSUM, CODECS, encode_tile
+from agl_core.data.store.heights import heights_of, with_heights
 from agl_core.data.store.layout import subtile_key
 from agl_core.errors import UserError
 
@@ -33,8 +35,8 @@ def tile(name: str, height: int, width: int, seed: int = 0) -> Tile:
     generator = np.random.default_rng([seed, height, width])
     rgb = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
     agl_cm = generator.integers(0, 65536, (height, width)).astype(np.uint16)
-    highest = highest_metres(agl_cm)
-    return StoreEntry(name, name.partition("_")[0], 0.3, height, width, 1.7, 0.1, "north", highest), rgb, agl_cm
+    entry = StoreEntry(name, name.partition("_")[0], 0.3, height, width, 1.7, 0.1, "north", *heights_of(agl_cm))
+    return entry, rgb, agl_cm
 
 
 def tiles() -> list[Tile]:
@@ -91,24 +93,27 @@ def test_tiles_come_back_whole_sorted_by_id(sealed: Path) -> None:
 
 def test_labels_come_back_bit_for_bit_and_may_be_absent(tmp_path: Path) -> None:
     shape = (2, 2)
+    agl_cm = np.full(shape, 123, np.uint16)
     entries = [
-        StoreEntry("a", "A", 0.1 + 0.2, *shape, scale=1 / 3, angle=2 / 3, place="p\u00e9", highest=1.23),
-        StoreEntry("b", "B", 1e-9, *shape, scale=None, angle=None, place=None, highest=1.23),
+        StoreEntry("a", "A", 0.1 + 0.2, *shape, scale=1 / 3, angle=2 / 3, place="p\u00e9"),
+        StoreEntry("b", "B", 1e-9, *shape, scale=None, angle=None, place=None),
     ]
-    fill(tmp_path, [(entry, np.zeros((*shape, 3), np.uint8), np.full(shape, 123, np.uint16)) for entry in entries])
-    assert Store(tmp_path).entries == entries
+    fill(tmp_path, [(entry, np.zeros((*shape, 3), np.uint8), agl_cm) for entry in entries])
+    assert Store(tmp_path).entries == [with_heights(entry, agl_cm) for entry in entries]
 
 
-def test_the_highest_known_height_is_filled_in(tmp_path: Path) -> None:
-    for name, heights, highest in (
-        ("A_a", [5, 65535, 1234, 7], 12.34),
-        ("A_b", [65535] * 4, 0.0),
-        ("A_c", [0] * 4, 0.0),
+def test_what_the_index_knows_of_the_heights_is_filled_in(tmp_path: Path) -> None:
+    for name, heights, expected in (
+        ("A_a", [5, 65535, 1234, 7], (12.34, 3, 1246, 25 + 1234**2 + 49)),
+        ("A_b", [65535] * 4, (0.0, 0, 0, 0)),
+        ("A_c", [0] * 4, (0.0, 4, 0, 0)),
+        ("A_d", [65534] * 4, (655.34, 4, 4 * 65534, 4 * 65534**2)),
     ):
         entry = StoreEntry(name, "A", 1.0, 2, 2)
         agl_cm = np.array(heights, np.uint16).reshape(2, 2)
         fill(tmp_path, [(entry, np.zeros((2, 2, 3), np.uint8), agl_cm)])
-        assert {found.id: found.highest for found in Store(tmp_path).entries}[name] == highest
+        found = {entry.id: entry for entry in Store(tmp_path).entries}[name]
+        assert (found.highest, found.known, found.sum_cm, found.sum_cm2) == expected
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -193,6 +198,15 @@ def test_verify_finds_values_that_were_not_written_with_the_tile(sealed: Path, t
     put(tmp_path, subtile_key("A_a", 1, 0), encode_tile("zstd", rgb, agl_cm)[1])
     assert "does not agree with the record" in str(Store(tmp_path).verify(0))
     put(tmp_path, b"done/A_a", None)
+    assert "does not agree with the record" in str(Store(tmp_path).verify(0))
+
+
+@pytest.mark.parametrize("change", [{"highest": 700.0}, {"known": 1}, {"sum_cm": 1}, {"sum_cm2": 1}])
+def test_verify_finds_heights_that_are_not_those_of_the_index(tmp_path: Path, change: dict[str, Any]) -> None:
+    entry, rgb, agl_cm = tile("A_a", 260, 300)
+    with StoreWriter(tmp_path) as writer:
+        writer.write_encoded(replace(entry, **change), encode_tile("zstd", rgb, agl_cm))
+        writer.seal()
     assert "does not agree with the record" in str(Store(tmp_path).verify(0))
 
 

@@ -51,15 +51,15 @@ def test_an_empty_store_cannot_be_sealed(tmp_path: Path) -> None:
 def test_stores_of_another_version_or_program_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, [tile("A_a", 20, 20)])
     for opened in (Store, StoreWriter):
-        change_meta(tmp_path, version=1, format="agl-store")
+        change_meta(tmp_path, version=2, format="agl-store")
         with pytest.raises(
-            UserError, match=r"has version 1, this program reads version 2: delete the folder, or .* --store"
+            UserError, match=r"has version 2, this program reads version 3: delete the folder, or .* --store"
         ):
             opened(tmp_path)
         change_meta(tmp_path, format="other")
         with pytest.raises(UserError, match="another program's database"):
             opened(tmp_path)
-    change_meta(tmp_path, format="agl-store", version=2, codec="webp")
+    change_meta(tmp_path, format="agl-store", version=3, codec="webp")
     for opened in (Store, StoreWriter):
         with pytest.raises(UserError, match=r"in codec webp, which this program does not .*--store"):
             opened(tmp_path)
