@@ -1,15 +1,17 @@
-"""The geocentric-pose network: a U-Net whose bottleneck knows the city and the gsd, with a head for the pose."""
+"""The geocentric-pose network: an encoder and a decoder whose bottleneck knows the city and the gsd, and two heads."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from agl_core.config import ModelConfig
+from agl_core.config.option import WEIGHTS_CACHE
 from agl_core.errors import UserError
+from agl_core.model.decoders import build_decoder
 from agl_core.model.encoders import build_encoder, normalisation
+from agl_core.model.heads import PriorPose, build_agl_head, build_pose_head
 
 STRIDE = 32
 
@@ -26,35 +28,43 @@ class Output(NamedTuple):
 
 
 class GeoposeNet(nn.Module):
-    """U-Net of the fourth-place solution, on any encoder.
+    """The network of the fourth-place solution, on any encoder; decoder and heads may be others than its own.
 
-    City (one-hot, in the order of `cities`) and gsd (metres) are concatenated to the stride-32 features. The AGL
-    head is a 3 x 3 convolution on the decoder's output, the pose head a global average pool of the conditioned
-    features, dropout and a linear layer. Both are linear at the end.
+    City (one-hot, in the order of `cities`) and gsd (metres) are concatenated to the stride-32 features. The AGL head
+    reads what the decoder makes of all features, the pose head the conditioned ones alone (`agl_core.model.decoders`,
+    `agl_core.model.heads`).
     """
 
     def __init__(
-        self, encoder: str, cities: Sequence[str], config: ModelConfig | None = None, encoder_weights: str = "none"
+        self,
+        encoder: str,
+        cities: Sequence[str],
+        config: ModelConfig | None = None,
+        encoder_weights: str = "none",
+        weights_cache: str = WEIGHTS_CACHE,
     ) -> None:
+        """encoder_weights, weights_cache: see `agl_core.model.encoders.build_encoder`.
+
+        Raises:
+            UserError: an unknown encoder, one that cannot be used here or whose weights are missing, or a `config`
+                that its decoder cannot have.
+        """
         super().__init__()
         config = config if config is not None else ModelConfig()
         self.encoder_name = encoder
         self.cities = tuple(cities)
         self.config = config
-        self.encoder = build_encoder(encoder, encoder_weights)
+        self.gradient_checkpointing = False
+        self.encoder = build_encoder(encoder, encoder_weights, weights_cache)
         channels = list(cast(Sequence[int], self.encoder.out_channels))
         self.condition = (len(self.cities) if config.use_city else 0) + (1 if config.use_gsd else 0)
         bottleneck = channels[-1] + self.condition
-        self.decoder = UnetDecoder(
-            encoder_channels=[*channels[:-1], bottleneck],
-            decoder_channels=list(config.decoder_channels),
-            n_blocks=len(config.decoder_channels),
-        )
-        self.agl_head = nn.Conv2d(config.decoder_channels[-1], 1, kernel_size=3, padding=1)
-        self.pose_head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(config.pose_dropout), nn.Linear(bottleneck, 3)
-        )
+        self.decoder, decoded, self.decoder_stride = build_decoder([*channels[:-1], bottleneck], config)
+        self.agl_head = build_agl_head(decoded, config)
+        self.pose_head = build_pose_head(bottleneck, len(self.cities), config)
         _initialise(self.decoder, self.agl_head, self.pose_head)
+        if isinstance(self.pose_head, PriorPose):
+            self.pose_head.start_at_constants()
         mean, std = normalisation(encoder)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
@@ -72,14 +82,57 @@ class GeoposeNet(nn.Module):
         gsd: (B,) float32, metres per pixel.
         """
         normalised = (image.to(cast(Tensor, self.std).dtype) - cast(Tensor, self.mean)) / cast(Tensor, self.std)
-        if self.agl_head.weight.is_contiguous(memory_format=torch.channels_last):
+        if _is_channels_last(self.agl_head):
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         features = list(self.encoder(normalised))
         features[-1] = torch.cat([features[-1], *self._conditions(features[-1], city, gsd)], dim=1)
         decoded = self.decoder(features)
         # bfloat16 would round a height of 100 m to half a metre: the heads always answer in float32.
         with torch.autocast(image.device.type, enabled=False):
-            return Output(self.agl_head(decoded.float())[:, 0], self.pose_head(features[-1].float()))
+            agl = self.agl_head(decoded.float(), gsd)
+            return Output(self._enlarged(agl), self.pose_head(features[-1].float(), city, gsd))
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Compute the encoder's activations again in the backward pass instead of keeping them from the forward pass.
+
+        Gradients are the same, bit for bit on CPU: random numbers are drawn again as they were. Batch norms see every
+        batch twice, which is harmless to running statistics as `agl_core.training.batchnorm` keeps them.
+
+        Raises:
+            UserError: the encoder cannot do it.
+        """
+        if on and not self.has_gradient_checkpointing:
+            raise UserError(
+                f"encoder {self.encoder_name!r} has no gradient checkpointing: take one of timm that has it "
+                "(tu-NAME, for instance tu-tf_efficientnetv2_l), or gradient_checkpointing=false"
+            )
+        if self.has_gradient_checkpointing:
+            cast(Any, self.encoder).model.set_grad_checkpointing(on)
+        self.gradient_checkpointing = on
+
+    @property
+    def has_gradient_checkpointing(self) -> bool:
+        """Whether the encoder can compute its activations again: those of timm that are made for it."""
+        # Not a switch of the encoder's own: `timm-efficientnet-*` of segmentation-models-pytorch have inherited one,
+        # but not the code that looks at it.
+        switch = getattr(getattr(self.encoder, "model", None), "set_grad_checkpointing", None)
+        if switch is None:
+            return False
+        try:
+            switch(True)
+        except AssertionError:  # so timm says that a model has none
+            return False
+        switch(self.gradient_checkpointing)
+        return True
+
+    def _enlarged(self, agl: Tensor) -> Tensor:
+        """(B, H, W) from the (B, H / stride, W / stride) of the decoder's stride. Heights are enlarged, not features,
+        which are many times as many; corners are not aligned, so that pixels keep their places at any size."""
+        if self.decoder_stride == 1:
+            return agl
+        return nn.functional.interpolate(
+            agl[:, None], scale_factor=float(self.decoder_stride), mode="bilinear", align_corners=False
+        )[:, 0]
 
     def _conditions(self, features: Tensor, city: Tensor, gsd: Tensor) -> Iterator[Tensor]:
         height, width = features.shape[-2:]
@@ -88,6 +141,12 @@ class GeoposeNet(nn.Module):
             yield one_hot[:, :, None, None].expand(-1, -1, height, width)
         if self.config.use_gsd:
             yield gsd.to(features.dtype)[:, None, None, None].expand(-1, 1, height, width)
+
+
+def _is_channels_last(module: nn.Module) -> bool:
+    """The memory layout of the first convolution of `module`."""
+    kernel = next(parameter for parameter in module.parameters() if parameter.ndim == 4)
+    return kernel.is_contiguous(memory_format=torch.channels_last)
 
 
 def _initialise(*modules: nn.Module) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import safe_open
 from torch import Tensor
 
@@ -54,20 +55,27 @@ def load_weights(path: Path) -> tuple[GeoposeNet, dict[str, Any]]:
     """Build the network described in the file, load its weights, and return it (in eval mode) with the metadata.
 
     Raises:
-        UserError: the file is missing, damaged, or not of this project.
+        UserError: the file is missing, damaged, not of this project, or of a network that it does not know.
     """
     network, metadata = read_header(path)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), network["model"]))
-    assert isinstance(config, ModelConfig)
     with unfilled():
-        model = GeoposeNet(network["encoder"], network["cities"], config)
+        model = GeoposeNet(network["encoder"], network["cities"], _model_config(network, path))
     load_state(model, path)
     return model.eval(), metadata
 
 
 def load_state(model: GeoposeNet, path: Path) -> None:
-    """Copy the weights of `path` into `model`; they must be of the same architecture."""
+    """Copy the weights of `path` into `model`; they must be of the same architecture.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another network, and in what it differs.
+    """
     network, _ = read_header(path)
+    if differences := _differences(network, model, path):
+        raise UserError(
+            f"weights {path} do not fit the network that is to take them: {', '.join(differences)}; give it what they "
+            "have, or start from other weights"
+        )
     if model.config.use_city and network["cities"] != list(model.cities):
         raise UserError(
             f"weights {path} are for the cities {', '.join(network['cities'])} and cannot be used for "
@@ -82,3 +90,28 @@ def load_state(model: GeoposeNet, path: Path) -> None:
             f"weights {path} are of {network['encoder']!r} for cities {', '.join(network['cities'])} and do not fit "
             f"{model.encoder_name!r} for {', '.join(model.cities)} ({str(error).splitlines()[-1].strip()})"
         ) from error
+
+
+def _model_config(network: dict[str, Any], path: Path) -> ModelConfig:
+    """The configuration in a header; keys that are younger than the file have their defaults."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), network["model"]))
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"weights {path} are of a network that this version does not know ({str(error).splitlines()[0]}): use the "
+            "version that wrote them"
+        ) from error
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def _differences(network: dict[str, Any], model: GeoposeNet, path: Path) -> list[str]:
+    """In what the network of a header differs from `model`, as far as weights depend on it; the cities aside."""
+    config = _model_config(network, path)
+    theirs = {"encoder": network["encoder"], **{f"model.{key}": value for key, value in asdict(config).items()}}
+    ours = {"encoder": model.encoder_name, **{f"model.{key}": value for key, value in asdict(model.config).items()}}
+    different = [key for key in ours if theirs[key] != ours[key] and key != "model.pose_dropout"]
+    if config.decoder == model.config.decoder == "fpn":
+        key, used = "model.decoder_channels", slice(2)
+        different = [other for other in different if other != key or theirs[key][used] != ours[key][used]]
+    return [f"{key} is {theirs[key]} there and {ours[key]} here" for key in different]
