@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,19 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); replace the file") from None
+
+
+def expanded(path: str, option: str) -> Path:
+    """The absolute path that is meant by `path`, with `~` and environment variables filled in.
+
+    A variable that is not set is a `UserError` that names the command-line `option` to change.
+    """
+    text = os.path.expanduser(os.path.expandvars(path))
+    if unset := re.search(r"\$(\w+|\{\w+\})", text):
+        raise UserError(
+            f"{path} names {unset[0]}, which is not set here; set it or choose another folder with {option}"
+        )
+    return Path(text).absolute()
 
 
 def writable_folder(path: Path, option: str) -> Path:

@@ -5,8 +5,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agl_core.config import TrainConfig
+from agl_core.config import StageConfig, TrainConfig
+from agl_core.durable.retention import list_checkpoints
 from agl_core.errors import UserError
+from agl_core.files import expanded
 from jobs.cluster import ClusterConfig
 from jobs.runs import Run
 
@@ -122,6 +124,7 @@ def settle(config: TrainConfig, cluster: ClusterConfig, run: Run) -> TrainConfig
         data=data,
         store=str(Path(store).absolute()) if store else "",
         encoder_weights=_full_path(config.encoder_weights),
+        weights_cache=str(expanded(config.weights_cache, "--weights-cache")),
         stages={name: replace(stage, start=_full_path(stage.start)) for name, stage in config.stages.items()},
         workers=cluster.workers if config.workers is None else config.workers,
         threads=cluster.default_threads() if config.threads is None else config.threads,
@@ -157,10 +160,14 @@ def _sealed(path: Path) -> bool:
 
 def check_data(config: TrainConfig) -> None:
     """Raise a `UserError` if there is no store and none can be prepared, or if images that are to be predicted at the
-    end are missing or of a city that is unknown then; nothing is written."""
+    end are missing or of a city that is unknown then, or a stage names such a city; nothing is written."""
     if not config.store:
         raise UserError("no data: give the folder of a data set with --data, or of a prepared store with --store")
+    from agl_core.data.split import stage_cities
+
     cities = _cities_to_come(config) if store_missing(config) else _cities_of_store(config)
+    for stage in config.stages:
+        stage_cities(config, stage, cities)
     if PREDICT in follow_ups(config):
         _check_test(config, cities)
 
@@ -169,7 +176,7 @@ def check_inputs(config: TrainConfig, cluster: ClusterConfig) -> None:
     """Raise a `UserError` if what the run starts from is missing or does not go together; nothing is written."""
     if not store_missing(config):
         _check_store(config)
-    _check_precision(config, cluster)
+    _check_device(config, cluster)
     if config.encoder_weights not in ("imagenet", "none") and not Path(config.encoder_weights).is_file():
         raise UserError(
             f"encoder weights {config.encoder_weights} do not exist: "
@@ -216,18 +223,34 @@ def _check_test(config: TrainConfig, known: list[str]) -> None:
         )
 
 
-def fetch_encoder_weights(config: TrainConfig, run: Run, jobs: Sequence[JobSpec]) -> None:
-    """Have the ImageNet weights in the cache if a job of the run starts from them: compute nodes have no network.
+def imagenet_weights(
+    configs: Sequence[TrainConfig], runs: Sequence[Run], jobs: Sequence[JobSpec]
+) -> list[tuple[str, str]]:
+    """Encoder and cache of the ImageNet weights that a stage begins with, whether the cache has them or not; a stage
+    that has a checkpoint goes on from there."""
+    found = [
+        (config.encoder, config.weights_cache)
+        for config, run in zip(configs, runs, strict=True)
+        if config.encoder_weights == "imagenet"
+        and any(
+            config.stages[job.name].start == "encoder" and not list_checkpoints(run.checkpoints(job.name))
+            for job in jobs
+            if job.kind == STAGE and job.run == run
+        )
+    ]
+    return list(dict.fromkeys(found))
+
+
+def fetch_encoder_weights(configs: Sequence[TrainConfig], runs: Sequence[Run], jobs: Sequence[JobSpec]) -> None:
+    """Have the ImageNet weights that a job starts from in the cache, and right: what trains never tries the network.
 
     Raises:
         UserError: they are not in the cache and cannot be fetched, or there are none for this encoder.
     """
-    if config.encoder_weights == "imagenet" and any(
-        config.stages[job.name].start == "encoder" for job in jobs if job.kind == STAGE and job.run == run
-    ):
-        from agl_core.model.encoders import build_encoder
+    for encoder, cache in imagenet_weights(configs, runs, jobs):
+        from agl_core.model.imagenet import obtain
 
-        build_encoder(config.encoder, "imagenet")
+        obtain(encoder, cache)
 
 
 def _check_store(config: TrainConfig) -> None:
@@ -235,7 +258,8 @@ def _check_store(config: TrainConfig) -> None:
     from agl_core.data.store import Store
 
     store = Store(Path(config.store))
-    Split.of(store, config)
+    for stage in config.stages:
+        Split.of(store, config, stage)
     # The defaults are for the challenge's cities and do no harm elsewhere.
     strange = [city for city in config.max_agl if city not in (*TrainConfig().max_agl, *store.cities)]
     if strange:
@@ -245,11 +269,43 @@ def _check_store(config: TrainConfig) -> None:
         )
 
 
-def _check_precision(config: TrainConfig, cluster: ClusterConfig) -> None:
-    if config.precision != "float16":  # the only one that a device refuses
-        return
+def _check_device(config: TrainConfig, cluster: ClusterConfig) -> None:
+    """Raise a `UserError` for what needs GPUs where there are none, or another number of them."""
+    needs = []
+    if config.precision == "float16":  # the only one that a device refuses
+        needs.append("precision is float16, which needs a GPU: use bfloat16, float32 or auto on a CPU")
+    for name, stage in config.stages.items():
+        key = f"stages.{name}"
+        if stage.sync_batchnorm:
+            _check_shares(key, stage, cluster)
+            needs.append(
+                f"{key}.sync_batchnorm is true, which needs GPUs: use a --cluster that has some, or "
+                f"{key}.sync_batchnorm=false"
+            )
+        if stage.optimizer.name == "apex":
+            needs.append(
+                f"{key}.optimizer.name is apex, which needs a GPU: use a --cluster that has some, or "
+                f"{key}.optimizer.name=auto"
+            )
+    if needs and _without_gpus(cluster):
+        raise UserError(needs[0])
+
+
+def _without_gpus(cluster: ClusterConfig) -> bool:
+    if cluster.gpus_per_node == 0:
+        return True
+    if cluster.executor == "slurm":
+        return False
     from agl_core.training.parallel import Parallel
 
-    here = cluster.executor != "slurm"
-    if cluster.gpus_per_node == 0 or (here and Parallel().device.type == "cpu"):
-        raise UserError("precision is float16, which needs a GPU: use bfloat16, float32 or auto on a CPU")
+    return Parallel().device.type == "cpu"
+
+
+def _check_shares(key: str, stage: StageConfig, cluster: ClusterConfig) -> None:
+    micro_batches = stage.batch // stage.micro_batch
+    if micro_batches % cluster.world_size:
+        raise UserError(
+            f"{key}.sync_batchnorm is true, so that all {cluster.world_size} processes must have as many of the "
+            f"{micro_batches} micro-batches a step: use another number of processes, another {key}.micro_batch, or "
+            f"{key}.sync_batchnorm=false"
+        )

@@ -27,6 +27,7 @@ from jobs.pipeline import (
     fetch_encoder_weights,
     follow_ups,
     forget,
+    imagenet_weights,
     plan_all,
     settle,
     store_missing,
@@ -64,9 +65,7 @@ def train(asked: TrainConfig | Several, cluster: ClusterConfig) -> None:
     check_data(configs[0])  # all runs have the same
     for config in configs:
         check_inputs(config, cluster)
-    if cluster.executor == "slurm":
-        for config, run in zip(configs, runs, strict=True):
-            fetch_encoder_weights(config, run, jobs)
+    fetch_encoder_weights(configs, runs, jobs)
     with ExitStack() as held:
         for run in [*runs, *([ensemble] if ensemble is not None else [])]:
             held.enter_context(hold(run, submits=cluster.executor == "slurm"))
@@ -98,6 +97,11 @@ def _show(configs: Sequence[TrainConfig], runs: Sequence[Run], jobs: Sequence[Jo
     first = configs[0]
     if first.until != "train" and PREDICT not in follow_ups(first):
         print(f"nothing is predicted: {first.data or 'no --data is given, so it'} has no geopose_test.csv")
+    from agl_core.model.encodercache import cached
+
+    for encoder, cache in imagenet_weights(configs, runs, jobs):
+        if cached(encoder, cache) is None:
+            print(f"would fetch the ImageNet weights of {encoder} into {cache}")
     print("would run\n")
     print(describe(jobs, cluster, first.threads or 1, first.workers or 0))
 

@@ -3,15 +3,16 @@
 import difflib
 import warnings
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
-import torch
 from safetensors.torch import load_file
 from segmentation_models_pytorch import encoders as smp_encoders
 from torch import nn
 
+from agl_core.config.option import WEIGHTS_CACHE
 from agl_core.errors import UserError
+from agl_core.model.encodercache import load
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -20,6 +21,9 @@ OWN_STATISTICS = {"dpn": DPN, "inception": HALVES, "xception": HALVES, "timm-tf_
 """By the beginning of the name, what ImageNet weights of segmentation-models-pytorch were trained with where it is not
 `IMAGENET`; all take RGB in 0..1. The library itself fetches its tables together with the weights, and a network that
 is trained from elsewhere, or predicts without a connection, must see the same pixels."""
+OWN_LAYERS: dict[str, dict[str, Any]] = {"tu-fbnetc_100": {"bn_eps": 1e-3}}
+"""By timm's name without a tag, what timm builds differently for an encoder that gets ImageNet weights. The state does
+not say it, and a network must be the same wherever its weights come from."""
 DEPTH = 5
 
 
@@ -31,8 +35,8 @@ def encoder_names() -> list[str]:
 def check_encoder(name: str) -> None:
     """Raise a `UserError` with the nearest valid names if there is no encoder of this name."""
     if name.startswith("tu-"):
-        known = [f"tu-{model}" for model in timm.list_models()]
-        valid = timm.is_model(name[3:])
+        known = [f"tu-{model}" for model in timm.list_models(pretrained="." in name)]
+        valid = timm.is_model(name[3:]) and ("." not in name or name in known)
     else:
         known, valid = encoder_names(), name in smp_encoders.encoders
     if not valid:
@@ -43,29 +47,42 @@ def check_encoder(name: str) -> None:
         )
 
 
-def build_encoder(name: str, weights: str) -> nn.Module:
+def build_encoder(name: str, weights: str, cache: str = WEIGHTS_CACHE) -> nn.Module:
     """Build the encoder `name` for 3-band images, five levels down to stride 32.
 
-    `weights` is `imagenet` (fetched from the Hugging Face hub or its cache), `none`, or the path of a safetensors
-    file with the encoder's own state.
+    `weights` is `imagenet` (from the folder `cache`, never from the network: see `agl_core.model.imagenet`), `none`,
+    or the path of a safetensors file with the encoder's own state.
 
     Raises:
-        UserError: unknown name, no ImageNet weights for it, no network, or a file that does not fit.
+        UserError: unknown name, no ImageNet weights for it or none in the cache, or a file that does not fit.
     """
     check_encoder(name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            encoder = cast(nn.Module, smp_encoders.get_encoder(name, depth=DEPTH, weights=None))
-    except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"encoder {name!r} has no {DEPTH} levels down to stride 32 ({error}); choose another one"
-        ) from error
-    if weights == "imagenet":
-        encoder.load_state_dict(_imagenet_state(name))
+    state = load(name, cache) if weights == "imagenet" else None
+    encoder = library_encoder(name)
+    if state is not None:
+        encoder.load_state_dict(state)
     elif weights != "none":
         _load_file(encoder, name, Path(weights))
     return encoder
+
+
+def library_encoder(name: str, weights: str | None = None) -> nn.Module:
+    """What segmentation-models-pytorch builds for an encoder's name; with `weights`, it fetches them.
+
+    Raises:
+        UserError: the encoder has other levels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            own = OWN_LAYERS.get(name.partition(".")[0], {})
+            return cast(nn.Module, smp_encoders.get_encoder(name, depth=DEPTH, weights=weights, **own))
+    except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
+        if weights is not None:
+            raise
+        raise UserError(
+            f"encoder {name!r} has no {DEPTH} levels down to stride 32 ({error}); choose another one"
+        ) from error
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -75,40 +92,6 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         config = timm.models.get_pretrained_cfg(name[3:])
         return (tuple(config.mean), tuple(config.std)) if config is not None else IMAGENET
     return next((own for prefix, own in OWN_STATISTICS.items() if name.startswith(prefix)), IMAGENET)
-
-
-def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
-    if name.startswith("tu-") and not timm.models.is_model_pretrained(name[3:]):
-        raise UserError(f"timm has no ImageNet weights for {name!r}: use --encoder-weights none or a safetensors file")
-    pretrained = None if name.startswith("tu-") else smp_encoders.encoders[name]["pretrained_settings"]
-    if pretrained is not None and "imagenet" not in pretrained:
-        raise UserError(f"encoder {name!r} has no ImageNet weights: use --encoder-weights none or a safetensors file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            source = smp_encoders.get_encoder(name, depth=DEPTH, weights="imagenet")
-    except Exception as error:  # the hub's client raises a different type for every way of being offline
-        if not _is_download_failure(error):
-            raise
-        raise UserError(
-            f"the ImageNet weights of {name!r} are not in the Hugging Face cache and could not be fetched "
-            f"({type(error).__name__}); run once on a machine with network, or use --encoder-weights none or "
-            "the path of a safetensors file of the encoder"
-        ) from error
-    return cast(dict[str, torch.Tensor], source.state_dict())
-
-
-def _is_download_failure(error: BaseException) -> bool:
-    clients = ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3")
-    return any(isinstance(link, OSError) or type(link).__module__.startswith(clients) for link in _causes(error))
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    links: list[BaseException] = []
-    while error is not None and error not in links:
-        links.append(error)
-        error = error.__cause__ or error.__context__
-    return links
 
 
 def _load_file(encoder: nn.Module, name: str, path: Path) -> None:

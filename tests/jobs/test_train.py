@@ -172,6 +172,11 @@ REFUSED: list[tuple[str, Callable[[TrainConfig], TrainConfig], str]] = [
     ),
     ("too many folds", lambda c: replace(c, folds=3), "2 tile(s) cannot fill 3 folds"),
     ("folds by places that are not known", lambda c: replace(c, fold_by="place"), "give --fold-by city"),
+    (
+        "a city of a stage that is not there",
+        lambda c: replace(c, stages={**c.stages, "own": StageConfig(cities="X,Z")}),
+        "stages.own.cities: there is no city 'Z'",
+    ),
     ("a highest height elsewhere", lambda c: replace(c, max_agl={"default": 9, "Y": 9}), "choose one of default, X"),
     ("a bad name", lambda c: replace(c, run="a/b"), "run name 'a/b'"),
 ]
@@ -184,6 +189,14 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path: Path, config
     assert words in str(refusal.value)
     assert trained == []
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_city_of_a_stage_that_a_store_to_be_prepared_will_not_have_is_refused(config: TrainConfig, trained) -> None:
+    with_tables(config)
+    config.stages["own"] = StageConfig(cities="Z")
+    with pytest.raises(UserError, match=r"stages\.own\.cities: there is no city 'Z' .*; choose of X"):
+        train(replace(config, store=str(Path(config.data) / "nowhere")), DEBUG)
+    assert trained == []
 
 
 @pytest.mark.parametrize("cluster", [DEBUG, LOCAL, replace(SLURM, gpus_per_node=0)], ids=lambda c: c.executor)
@@ -330,25 +343,69 @@ def test_a_store_that_was_left_unfinished_is_finished_on_the_cluster(
     assert "#SBATCH --dependency=afterok:101" in (slurm / "102.sh").read_text()
 
 
-@pytest.mark.parametrize("finished", [[], ["a"]])
-def test_imagenet_weights_are_fetched_before_jobs_are_submitted(
-    tmp_path: Path, config: TrainConfig, slurm: Path, monkeypatch, finished: list[str]
-) -> None:
-    def build_encoder(name: str, weights: str) -> None:
-        raise UserError(f"{weights} weights of {name} cannot be fetched")
+@pytest.fixture
+def unfetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Which weights were asked for, of which none can be had."""
+    asked: list[tuple[str, str]] = []
 
-    monkeypatch.setattr("agl_core.model.encoders.build_encoder", build_encoder)
-    config = replace(config, encoder_weights="imagenet")
-    train(replace(config, dry_run=True), SLURM)
-    finish(run_of(config), *finished)
-    if finished:  # what is left starts from weights of the run
-        (run_of(config).path / "config.yaml").write_text(to_yaml(config))
-        train(config, SLURM)
-        return
-    with pytest.raises(UserError, match="imagenet weights of resnet18 cannot be fetched"):
-        train(config, SLURM)
+    def obtain(name: str, cache: str) -> Path:
+        asked.append((name, cache))
+        raise UserError(f"the weights of {name} cannot be fetched")
+
+    monkeypatch.setattr("agl_core.model.imagenet.obtain", obtain)
+    return asked
+
+
+@pytest.mark.parametrize("cluster", [DEBUG, LOCAL, SLURM], ids=lambda cluster: cluster.executor)
+def test_imagenet_weights_are_fetched_before_anything_is_created_or_submitted(
+    tmp_path: Path, config: TrainConfig, slurm: Path, trained, unfetched, cluster
+) -> None:
+    config = replace(config, encoder_weights="imagenet", weights_cache=f"{tmp_path}/runs/../cache")
+    with pytest.raises(UserError, match="the weights of resnet18 cannot be fetched"):
+        train(config, cluster)
+    assert unfetched == [("resnet18", f"{tmp_path}/runs/../cache")]
     assert not (tmp_path / "runs").exists()
     assert not (slurm / "101.sh").exists()
+    assert not trained
+
+
+@pytest.mark.parametrize("begun", ["finished", "checkpoint"])
+def test_stages_that_do_not_begin_with_imagenet_weights_any_more_need_none(
+    config: TrainConfig, slurm: Path, unfetched, begun: str
+) -> None:
+    config = replace(config, encoder_weights="imagenet")
+    run = run_of(config)
+    if begun == "finished":  # what is left starts from weights of the run
+        finish(run, "a")
+    else:
+        checkpoint = run.checkpoints("a") / "step_000000007"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").touch()
+    (run.path / "config.yaml").write_text(to_yaml(config))
+    train(config, SLURM)
+    assert unfetched == []
+
+
+def test_runs_of_one_encoder_ask_for_its_weights_once(config: TrainConfig, slurm: Path, monkeypatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("agl_core.model.imagenet.obtain", lambda name, _: asked.append(name))
+    first = replace(config, encoder_weights="imagenet")
+    others = [replace(first, run="m1", fold=1), replace(first, run="m2", encoder="resnet34")]
+    train(Several([first, *others]), SLURM)
+    assert asked == ["resnet18", "resnet34"]
+
+
+def test_a_dry_run_says_which_weights_it_would_fetch(
+    tmp_path: Path, config: TrainConfig, slurm: Path, unfetched, capsys
+) -> None:
+    config = replace(config, encoder_weights="imagenet", weights_cache=str(tmp_path / "cache"), dry_run=True)
+    train(config, SLURM)
+    assert f"would fetch the ImageNet weights of resnet18 into {tmp_path}/cache\n" in capsys.readouterr().out
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "resnet18.imagenet.safetensors").touch()
+    train(config, SLURM)
+    assert "would fetch" not in capsys.readouterr().out
+    assert unfetched == []
 
 
 def test_weights_are_fetched_to_the_cache_of_the_jobs(config: TrainConfig, monkeypatch) -> None:
@@ -622,14 +679,17 @@ def test_jobs_get_full_paths_since_they_run_elsewhere(
     config: TrainConfig, tmp_path: Path, trained, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLACE", "cache")
     Path("w.safetensors").touch()
     Path("e.safetensors").touch()
     config.stages["a"].start = "w.safetensors"
-    train(replace(config, data="data", runs="runs", encoder_weights="e.safetensors"), DEBUG)
+    places = {"data": "data", "runs": "runs", "encoder_weights": "e.safetensors", "weights_cache": "$PLACE/w"}
+    train(replace(config, **places), DEBUG)
     seen = run_of(config).config()
     assert seen.data == str(tmp_path / "data")
     assert seen.store == str(tmp_path / "data" / "store")
     assert seen.encoder_weights == str(tmp_path / "e.safetensors")
+    assert seen.weights_cache == str(tmp_path / "cache" / "w")
     assert [stage.start for stage in seen.stages.values()] == [str(tmp_path / "w.safetensors"), "a/last"]
     assert seen.runs == str(tmp_path / "runs")
 
