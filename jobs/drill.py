@@ -146,6 +146,7 @@ def write_recipe(path: Path, config: DrillConfig, tiles: int) -> None:
                 "augment": {"rot90": 1.0, "flip_horizontal": 0.5, "flip_vertical": 0.5, "transpose": 0.5},
                 "optimizer": {"lr": 1e-3},
                 "schedule": {"warmup": 0.05},
+                "ema": 0.99,  # so that what is compared in the end is everything that a run can have
                 "validate_every": f"{validate_every} steps",
             }
         },

@@ -9,6 +9,7 @@ from jobs.history import CANCEL, CRASHED, DONE, Entry, Incarnation
 from jobs.pipeline import EVALUATE
 from jobs.survey import Findings
 
+SCORES = ("score", "ema_score")  # of a validation: that of the weights, and of their average if there is one
 RECENT = 50  # events of steps from which the rate is taken
 
 
@@ -35,7 +36,8 @@ def progress(findings: Findings, name: str) -> dict[str, Any]:
     record = findings.records.get(name, {})
     epochs = [event["epoch"] for event in own if isinstance(event.get("epoch"), int)]
     waits = [event["data_wait"] for event in of_kind(own, name, "step") if _is_number(event.get("data_wait"))]
-    scores = [event["score"] for event in of_kind(own, name, "validation") if _is_number(event.get("score"))]
+    validations = of_kind(own, name, "validation")
+    scores = [score for event in validations for key in SCORES if _is_number(score := event.get(key))]
     total = starts[-1].get("steps") if starts else record.get("steps")
     step = record.get("steps", counted[-1]["step"] if counted else None)
     if step is None and name in findings.stages:

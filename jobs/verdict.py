@@ -16,6 +16,10 @@ from agl_core.durable.exits import INTERRUPTED
 from agl_core.errors import UserError
 from jobs.rehearsal import EVENTS, Incarnation, Tail
 
+AVERAGE = "last-ema"
+"""What only stages with an average of the weights leave."""
+WEIGHTS = ("last", "best", AVERAGE)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -170,8 +174,10 @@ def compare_runs(interrupted: Path, whole: Path, stage: str) -> str | None:
         return str(error)
     if difference is not None:
         return str(difference)
-    for which in ("last", "best"):
+    for which in WEIGHTS:
         name = Path("weights") / stage / f"{which}.safetensors"
+        if which == AVERAGE and not ((interrupted / name).exists() or (whole / name).exists()):
+            continue
         if (found := compare_tensors(interrupted / name, whole / name)) is not None:
             return found
     return None

@@ -44,6 +44,18 @@ ACCEPTED = [
     {"stages__a__loss__agl": 0.0},
     {"stages__a__length": "1 step"},
     {"max_agl": {"default": 655.34}},
+    {"model__decoder": "fpn"},
+    {"model__decoder": "unetplusplus", "model__attention": "scse"},
+    {"gradient_checkpointing": True, "encoder": "tu-resnet10t"},
+    {"stages__a__ema": 0.999, "stages__b__start": "a/last-ema"},
+    {"stages__b__start": "a/last", "stages__b__optimizer__resume": True},
+    {"stages__a__schedule__name": "flat-cosine", "stages__a__schedule__warmup": 0.7},
+    {
+        "stages__a__loss__agl": 0.0,
+        "stages__a__loss__scale": 0.0,
+        "stages__a__loss__direction": 0.0,
+        "stages__a__loss__magnitude": 1.0,
+    },
 ]
 
 
@@ -105,6 +117,27 @@ REFUSED = [
     ({"stages__a__schedule__warmup": 2.0}, "stages.a.schedule.warmup is 2.0"),
     ({"stages__a__schedule__half_period": 0}, "stages.a.schedule.half_period is 0"),
     ({"stages__a__schedule__floor": 0.1}, "must not be above stages.a.optimizer.lr"),
+    (
+        {"stages__a__schedule__name": "flat-cosine", "stages__a__schedule__warmup": 0.8},
+        "warmup is 0.8 but schedule.flat",
+    ),
+    ({"stages__a__schedule__flat": 1.1}, "stages.a.schedule.flat is 1.1"),
+    ({"stages__a__schedule__initial": -0.1}, "stages.a.schedule.initial is -0.1"),
+    ({"stages__a__loss__agl_kind": "l1"}, "unknown stages.a.loss.agl_kind 'l1'"),
+    ({"stages__a__loss__direction_kind": "l1"}, "unknown stages.a.loss.direction_kind 'l1'"),
+    ({"stages__a__loss__huber_delta": 0.0}, "stages.a.loss.huber_delta is 0.0"),
+    ({"stages__a__loss__magnitude": -1.0}, "stages.a.loss.magnitude is -1.0"),
+    ({"stages__a__optimizer__name": "sgd"}, "unknown stages.a.optimizer.name 'sgd'"),
+    ({"stages__a__ema": 1.0}, "stages.a.ema is 1.0: must be 0 or more and less than 1"),
+    ({"stages__b__start": "a/last-ema"}, "choose one of encoder, a/best, a/last, or"),
+    ({"stages__b__optimizer__resume": True}, "moments belong to the last weights of an earlier stage"),
+    ({"stages__b__start": "a/best", "stages__b__optimizer__resume": True}, "give <earlier stage>/last"),
+    ({"model__decoder": "linknet"}, "unknown model.decoder 'linknet'"),
+    ({"model__decoder": "fpn", "model__decoder_channels": [64, 48, 16, 16, 8]}, "needs a multiple of 32"),
+    ({"model__decoder": "fpn", "model__decoder_channels": [64, 32, 16, 16, 8]}, "at least 64"),
+    ({"model__decoder": "manet", "model__attention": "scse"}, "which the decoder manet does not have"),
+    ({"gradient_checkpointing": True}, "which encoder 'efficientnet-b7' does not have"),
+    ({"tta": "d8"}, "unknown tta 'd8'"),
 ]
 
 

@@ -5,7 +5,7 @@
 | entry | keys |
 |---|---|
 | step | step; samples: 64-bit digest of the global batch's sample ids, hex; losses: float.hex() each; link |
-| state | step; state: {model: hex, optimizer: hex}, digests of a saved or loaded checkpoint |
+| state | step; state: {model: hex, optimizer: hex}, and average where there is one: digests of a checkpoint |
 | rollback | rollback: step after which the run took back its weights after step `to`; to; link |
 
 `link` is the xxh3-128 of the link before it and of the entry's other values: equal links prove equal histories. It goes

@@ -3,6 +3,7 @@
     checkpoints/<stage>/step_00001234/
         model.safetensors      weights and buffers
         optimizer.safetensors  moments and steps by parameter name
+        average.safetensors    the average of the weights, where the stage keeps one
         state.json             step, best score, gradient scaler, why it was saved
         manifest.json          size and xxh3 of every file above
 
@@ -15,7 +16,7 @@ import os
 import secrets
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from agl_core.durable.retention import (
+    AVERAGE,
     FILES,
     MANIFEST,
     PART,
@@ -31,6 +33,7 @@ from agl_core.durable.retention import (
     Retention,
     checkpoint_name,
     checkpoint_step,
+    files_of,
     hide,
     list_checkpoints,
     remove,
@@ -50,12 +53,14 @@ Manifest = dict[str, dict[str, Any]]
 
 @dataclass
 class Checkpoint:
-    """The complete state after `step` optimiser steps of a stage; `state` holds JSON values."""
+    """The complete state after `step` optimiser steps of a stage; `state` holds JSON values, `average` is empty in a
+    stage without an average of its weights."""
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 class DamagedCheckpointError(ValueError):
@@ -139,20 +144,22 @@ def load_checkpoint(
 
 
 def read_digests(path: Path) -> dict[str, str]:
-    """xxh3_128 of the files of "model" and "optimizer" of the sound checkpoint `path`, in hexadecimal.
+    """xxh3_128 of the files of "model" and "optimizer", and of "average" if there is one, of the sound checkpoint
+    `path`, in hexadecimal.
 
     The same state always makes the same files, so equal digests mean equal bits.
     """
     manifest = _read_manifest(path)
-    return {"model": manifest[MODEL]["xxh3"], "optimizer": manifest[OPTIMIZER]["xxh3"]}
+    return {Path(name).stem: manifest[name]["xxh3"] for name in files_of(manifest) if name != STATE}
 
 
 def verify_checkpoint(path: Path) -> str | None:
     """What is wrong with the checkpoint directory `path`, or None. Reads all of it."""
     try:
         manifest, _ = _read_state(path)
-        for name in (MODEL, OPTIMIZER):
-            _check(path, name, manifest)
+        for name in files_of(manifest):
+            if name != STATE:
+                _check(path, name, manifest)
     except DamagedCheckpointError as error:
         return str(error)
     return None
@@ -178,9 +185,12 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(aside: Path, checkpoint: Checkpoint, cancelled: Callable[[], bool]) -> Manifest | None:
-    """Write the four files into `aside` and make them durable; their manifest, or None if cancelled."""
+    """Write the files into `aside` and make them durable; their manifest, or None if cancelled."""
     manifest: Manifest = {}
-    for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+    parts = {MODEL: checkpoint.model, OPTIMIZER: checkpoint.optimizer}
+    if checkpoint.average:
+        parts[AVERAGE] = checkpoint.average
+    for name, tensors in parts.items():
         fingerprint = write_tensors(aside / name, tensors, cancelled)
         if fingerprint is None:
             return None
@@ -220,7 +230,8 @@ def _read(path: Path, accept: Callable[[dict[str, Any]], bool] | None) -> Checkp
     if accept is not None and not accept(state):
         return None
     model, optimizer = (_read_tensors(path, name, manifest) for name in (MODEL, OPTIMIZER))
-    return Checkpoint(int(state.pop("step")), model, optimizer, state)
+    average = _read_tensors(path, AVERAGE, manifest) if AVERAGE in manifest else {}
+    return Checkpoint(int(state.pop("step")), model, optimizer, state, average)
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -51,7 +51,7 @@ class RollbackEntry:
 
 @dataclass(frozen=True)
 class StateEntry:
-    """Digests of the complete state after step `step`, by part (model, optimizer)."""
+    """Digests of the complete state after step `step`, by part (model, optimizer, average)."""
 
     step: int
     state: tuple[tuple[str, str], ...]

@@ -15,6 +15,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 FILES = ("model.safetensors", "optimizer.safetensors", STATE)
 """What the manifest of a checkpoint vouches for."""
+AVERAGE = "average.safetensors"
+"""And for this, where the state has an average of the weights."""
 PREFIX = "step_"
 PART, GONE = ".part", ".gone"
 ABANDONED = 3600.0
@@ -55,6 +57,11 @@ def checkpoint_step(name: str) -> int | None:
     """The step of the checkpoint directory `name`, or None if it is not the name of one."""
     match = re.fullmatch(rf"{PREFIX}(\d+)", name)
     return int(match[1]) if match else None
+
+
+def files_of(manifest: Collection[str]) -> list[str]:
+    """The files of the checkpoint with this manifest, which may miss some of them."""
+    return [*FILES, *([AVERAGE] if AVERAGE in manifest else [])]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -197,7 +204,7 @@ def _state_if_sound(path: Path) -> dict[str, Any]:
     """The content of state.json, if the files have the sizes of the manifest; contents are not read, it is too dear
     to do at every save."""
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    for name in FILES:
+    for name in files_of(manifest):
         if (path / name).stat().st_size != manifest[name]["size"]:
             raise ValueError(f"{name} has not the size in the manifest")
     state = json.loads((path / STATE).read_text(encoding="utf-8"))

@@ -24,10 +24,10 @@ LARGE = 1 << 15
 class Snapshot:
     """Host memory for one state, allocated once and filled again by every `take`.
 
-    `take` costs the step one pass over memory and nothing else. Each group of a checkpoint (model, optimizer) is one
-    flat block; a tensor's view in it has the strides of the tensor itself, so that also the copy of a channels_last
-    weight is a memcpy. Shapes and values of the views are the tensor's own: whoever writes row-major files gathers
-    later, outside of the step.
+    `take` costs the step one pass over memory and nothing else. Each group of a checkpoint (model, optimizer,
+    average) is one flat block; a tensor's view in it has the strides of the tensor itself, so that also the copy of a
+    channels_last weight is a memcpy. Shapes and values of the views are the tensor's own: whoever writes row-major
+    files gathers later, outside of the step.
 
     The first `take` (and one after a change of names, shapes or dtypes) allocates the block and touches its pages for
     the first time, which takes several times as long as the later ones.
@@ -36,7 +36,7 @@ class Snapshot:
     """
 
     def __init__(self) -> None:
-        self._groups = {"model": _Group(), "optimizer": _Group()}
+        self._groups = {"model": _Group(), "optimizer": _Group(), "average": _Group()}
         self._streams: dict[torch.device, Any] = {}
         self._copies: list[tuple[Any, list[Tensor]]] = []  # the event at the end of each device's copies, its sources
 
@@ -48,16 +48,15 @@ class Snapshot:
 
         - model: whatever the caller queues from now on waits on the device for the copy, since a forward pass changes
           the statistics of batch norms;
-        - optimizer: may not be changed before `wait` has returned. Forward and backward pass can run meanwhile.
+        - optimizer, average: may not be changed before `wait` has returned. Forward and backward pass can run
+          meanwhile.
         """
         self.wait()
-        model, optimizer = (
-            self._groups[name].views(tensors)
-            for name, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer))
-        )
-        self._copy(model, checkpoint.model, held=True)
-        self._copy(optimizer, checkpoint.optimizer, held=False)
-        return Checkpoint(checkpoint.step, model, optimizer, copy.deepcopy(checkpoint.state))
+        sources = {"model": checkpoint.model, "optimizer": checkpoint.optimizer, "average": checkpoint.average}
+        views = {name: self._groups[name].views(tensors) for name, tensors in sources.items()}
+        for name, tensors in sources.items():
+            self._copy(views[name], tensors, held=name == "model")
+        return Checkpoint(checkpoint.step, state=copy.deepcopy(checkpoint.state), **views)
 
     def wait(self) -> None:
         """Return when all that the last `take` copies has been copied. Any thread may call it."""

@@ -33,7 +33,7 @@ class Saved:
     bytes: int
     """Size of its files."""
     digests: dict[str, str]
-    """xxh3_128 of the files of "model" and "optimizer", in hexadecimal."""
+    """xxh3_128 of the files of "model", "optimizer" and, if there is one, "average", in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,9 @@ class CheckpointWriter:
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Copy `checkpoint` and write the copy in the background.
+
+        From the first one on the copy takes as much host memory as the state: three times the weights, for them and
+        their moments, and four times where there is an average of them.
 
         When this returns, tensors in host memory may be changed; those on a device after `copied` has returned (see
         `Snapshot.take`).

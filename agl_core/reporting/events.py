@@ -5,11 +5,12 @@ trainer:
 
 | kind | further keys |
 |---|---|
-| start | step, steps, epochs, world_size, device, precision, threads, parameters, tiles, skipped |
+| start | step, steps, epochs, world_size, device, precision, optimizer, threads, parameters, tiles, skipped |
 | startup | step, seconds (by item of `agl_core.reporting.startup`), total; after the first step of each start |
 | stage-in | step, outcome (copied, continued, found, in place), where, bytes, seconds, processes, reason |
-| step | step, epoch, lr, loss, agl_loss, direction_loss, scale_loss, crops_per_second, data_wait |
-| validation | step, epoch, score, cities, seconds |
+| step | step, epoch, lr, loss, agl_loss, direction_loss, scale_loss, magnitude_loss (if it has a weight), |
+| | crops_per_second, data_wait |
+| validation | step, epoch, score, cities, seconds; ema_score, ema_cities (those of the average of the weights) |
 | checkpoint | step, stall (seconds that training waited), seconds (of the whole write), bytes |
 | skip | step, losses (text: they are not finite) |
 | rollback | step, to (the step whose state it went back to) |

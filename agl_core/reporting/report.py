@@ -15,12 +15,24 @@ MOST_ROWS = 60  # of a validation curve; a longer one is thinned out
 
 @dataclass(frozen=True)
 class Validation:
-    """The score of the held-out fold after `step`: of all, and by city."""
+    """The score of the held-out fold after `step`: of all, and by city; and `ema`, that of the average of the weights,
+    where there is one."""
 
     step: int
     epoch: float
     score: float
     cities: dict[str, float]
+    ema: float | None = None
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the average scored higher."""
+        return self.ema is not None and self.ema > self.score
+
+    @property
+    def highest(self) -> float:
+        """The higher of the two."""
+        return self.score if self.ema is None else max(self.score, self.ema)
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Stage:
     @property
     def best(self) -> Validation | None:
         """The highest score, the first of several; None without a held-out fold."""
-        return max(self.curve, key=lambda point: (point.score, -point.step), default=None)
+        return max(self.curve, key=lambda point: (point.highest, -point.step), default=None)
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ def _data_wait(own: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _validation(event: Mapping[str, Any]) -> Validation:
     cities = {name: city["score"] for name, city in event.get("cities", {}).items()}
-    return Validation(event["step"], event.get("epoch", 0), event["score"], cities)
+    return Validation(event["step"], event.get("epoch", 0), event["score"], cities, event.get("ema_score"))
 
 
 def render(report: Report) -> str:
@@ -161,7 +173,7 @@ def _stage_table(stages: Sequence[Stage]) -> str:
                 "finished" if stage.finished else "not finished" if stage.starts else "not begun",
                 f"{stage.step}" + (f" of {stage.steps}" if stage.steps is not None else ""),
                 "" if stage.epochs is None else f"{stage.epoch or 0:g} of {stage.epochs:g}",
-                f"{best.score:.4f} at step {best.step}" if best is not None else "none",
+                _best(best),
                 str(stage.starts),
                 duration(stage.seconds),
                 "" if stage.data_wait is None else f"{stage.data_wait:.0%}",
@@ -171,21 +183,30 @@ def _stage_table(stages: Sequence[Stage]) -> str:
     return table(["stage", "state", "steps", "epochs", "best score", "starts", "time", "waiting for data", "on"], rows)
 
 
+def _best(best: Validation | None) -> str:
+    if best is None:
+        return "none"
+    return f"{best.highest:.4f} at step {best.step}" + (", of the average" if best.averaged else "")
+
+
 def _curve(stage: Stage) -> list[str]:
     best = stage.best
+    average = any(point.ema is not None for point in stage.curve)
     shown = thinned(stage.curve, best)
     cities = sorted({city for point in stage.curve for city in point.cities})
     rows = [
         [
             f"{point.step}",
             f"{point.epoch:g}",
-            f"{point.score:.4f}" + (" (best)" if point is best else ""),
+            f"{point.score:.4f}" + (" (best)" if point is best and not point.averaged else ""),
+            *([_number(point.ema) + (" (best)" if point is best and point.averaged else "")] if average else []),
             *(f"{point.cities[city]:.4f}" if city in point.cities else "" for city in cities),
         ]
         for point in shown
     ]
     told = [f"{len(shown)} of {len(stage.curve)} validations are shown."] if len(shown) < len(stage.curve) else []
-    return [*told, table(["step", "epoch", "score", *map(escape, cities)], rows)]
+    head = ["step", "epoch", "score", *(["average"] if average else []), *map(escape, cities)]
+    return [*told, table(head, rows)]
 
 
 def thinned(curve: Sequence[Validation], best: Validation | None) -> list[Validation]:

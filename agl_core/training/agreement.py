@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import xxhash
 
 from agl_core.data.batch import Batch
 from agl_core.durable.exits import PeerLostError
+from agl_core.model.losses import PARTS
 from agl_core.training.parallel import Parallel
 from agl_core.training.step import Computed
 
@@ -21,7 +23,7 @@ SAME_NORM = 1e-3  # relative difference up to which two norms are those of the s
 class Verdict:
     """The same in every process.
 
-    losses: of the whole global batch (total, AGL, direction, scale), added up in the order of ranks; samples: 64-bit
+    losses: of the whole global batch (`PARTS`), added up in the order of ranks; samples: 64-bit
     digest of its sample keys; finite: losses and gradients are finite everywhere; signal: number of a signal that asks
     some process to leave, 0 for none; seconds_left: until the first of them is killed, inf if nobody is; save: the
     first process wants a checkpoint; waited: seconds that the one which waited longest has waited for its data;
@@ -54,24 +56,40 @@ def agree(
         PeerLostError: another process is gone, or was out of reach when gradients were exchanged.
     """
     high, low = divmod(samples, _HALF)  # a double holds 53 bits
-    own = [*computed.losses, high, low, computed.finite, signal, seconds_left, save, computed.norm, waited, refused]
-    rows = [row.tolist() for row in parallel.gather(torch.tensor(own, dtype=torch.float64))]
-    norms = [row[10] for row in rows]
+    own = [high, low, computed.finite, signal, seconds_left, save, computed.norm, waited, refused, *computed.losses]
+    gathered = [row.tolist() for row in parallel.gather(torch.tensor(own, dtype=torch.float64))]
+    rows = [_Row(row[-len(PARTS) :], *row[: -len(PARTS)]) for row in gathered]
+    norms, finite = [row.norm for row in rows], all(row.finite for row in rows)
     # An exchange of gradients that was broken off leaves anything in them, and says nothing. GPUs of different kinds
     # may find norms of the same gradients that differ in their last digits.
-    if all(row[6] for row in rows) and not all(math.isclose(norm, norms[0], rel_tol=SAME_NORM) for norm in norms):
+    if finite and not all(math.isclose(norm, norms[0], rel_tol=SAME_NORM) for norm in norms):
         raise PeerLostError(f"the processes have different gradients (norms {norms})")
-    losses = [sum(row[kind] for row in rows) for kind in range(4)]
+    losses = [sum(parts) for parts in zip(*(row.losses for row in rows), strict=True)]
     return Verdict(
         losses=losses,
-        samples=sum(int(row[4]) * _HALF + int(row[5]) for row in rows) % 2**64,
-        finite=all(row[6] for row in rows) and all(math.isfinite(loss) for loss in losses),
-        signal=int(max(row[7] for row in rows)),
-        seconds_left=min(row[8] for row in rows),
-        save=bool(rows[0][9]),
-        waited=max(row[11] for row in rows),
-        refused=any(row[12] for row in rows),
+        samples=sum(int(row.high) * _HALF + int(row.low) for row in rows) % 2**64,
+        finite=finite and all(math.isfinite(loss) for loss in losses),
+        signal=int(max(row.signal for row in rows)),
+        seconds_left=min(row.seconds_left for row in rows),
+        save=bool(rows[0].save),
+        waited=max(row.waited for row in rows),
+        refused=any(row.refused for row in rows),
     )
+
+
+class _Row(NamedTuple):
+    """What one process has sent, as doubles; high and low are the halves of the digest of its samples."""
+
+    losses: list[float]
+    high: float
+    low: float
+    finite: float
+    signal: float
+    seconds_left: float
+    save: float
+    norm: float
+    waited: float
+    refused: float
 
 
 def samples_digest(numbers: Sequence[int], batches: Sequence[Batch]) -> int:

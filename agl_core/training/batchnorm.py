@@ -10,13 +10,42 @@ last forward pass (also when gradient checkpointing runs a forward pass twice). 
 tensor, so that adding, reducing and moving are single operations.
 """
 
+import agl_core.model  # isort: skip  # noqa: F401  # before timm: it repairs torchvision
+
+from typing import Any
+
+import timm.layers
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from agl_core.errors import UserError
 from agl_core.training.parallel import Parallel
 
 DEFAULT_MOMENTUM = 0.1
+
+
+def synchronised(model: nn.Module, parallel: Parallel, stage: str) -> nn.Module:
+    """`model` with batch norms that normalise over the micro-batches that all processes compute at the same time; its
+    parameters and buffers, and their names, stay the same. With one process there is nothing to be changed.
+
+    Raises:
+        UserError: this is no GPU, which torch's SyncBatchNorm needs.
+    """
+    if parallel.device.type != "cuda":
+        raise UserError(
+            f"stages.{stage}.sync_batchnorm is true, which needs GPUs, and this is a {parallel.device.type}: give "
+            f"stages.{stage}.sync_batchnorm=false, or a --cluster with GPUs"
+        )
+    return convert_batchnorm(model) if parallel.world_size > 1 else model
+
+
+def convert_batchnorm(model: nn.Module) -> nn.Module:
+    """`model` with every batch norm replaced by a `SyncBatchNorm` with the same tensors. torch's own function for it
+    would lose the activations that are part of timm's layers."""
+    convert: Any = timm.layers.convert_sync_batchnorm  # type: ignore[attr-defined]
+    converted: nn.Module = convert(model)
+    return converted
 
 
 class RunningStatistics:

@@ -1,6 +1,7 @@
 """The weights with the best validated score, on the disk as soon as the disk takes them."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,14 @@ class BestWeights:
         """Whether the best weights are not on the disk yet."""
         return self._held is not None
 
-    def offer(self, metadata: dict[str, Any]) -> None:
-        """The model's present weights are the best so far.
+    def offer(self, weights: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+        """These weights of the model, its own or their average, are the best so far.
 
         Raises:
             OSError: the disk refuses; they are kept.
             LeaseLostError: another incarnation of the run has taken over.
         """
-        state = {name: value.detach().to("cpu", copy=True) for name, value in self._model.state_dict().items()}
+        state = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
         self._held = state, metadata
         self.write()
 

@@ -13,13 +13,16 @@ from agl_core.config import TrainConfig
 from agl_core.data.seeding import initial_seed, seed_torch
 from agl_core.durable.checkpoint import Checkpoint, load_checkpoint
 from agl_core.errors import UserError
+from agl_core.files import read_json
 from agl_core.model.network import GeoposeNet
 from agl_core.model.precision import Precision
 from agl_core.model.unfilled import unfilled
 from agl_core.model.weights import load_state
 from agl_core.reporting.startup import stopwatch
-from agl_core.training.batchnorm import RunningStatistics
-from agl_core.training.optimizer import build_optimizer
+from agl_core.training.apex import choose
+from agl_core.training.batchnorm import RunningStatistics, synchronised
+from agl_core.training.ema import Average
+from agl_core.training.optimizer import build_optimizer, load_optimizer_state
 from agl_core.training.parallel import Parallel
 from agl_core.training.state import TrainingState
 
@@ -30,7 +33,8 @@ PATIENCE = 60  # seconds until a file that one process has written is seen by al
 class Origin:
     """Where the state of a stage comes from: fresh, from weights, or from the newest good checkpoint.
 
-    `tiles` is the digest of the training tiles (`Split.digest`); the state is on the device of `precision`.
+    `tiles` is the digest of the training tiles (`Split.digest`); the state is on the device of `precision`. `no_apex`
+    says after `build` why the optimiser is not apex's, where that was to be decided.
     """
 
     config: TrainConfig
@@ -40,13 +44,17 @@ class Origin:
     tiles: str
     precision: Precision
     parallel: Parallel
+    no_apex: str = ""
 
     def build(self) -> tuple[TrainingState, list[str], dict[str, Any]]:
         """The state to go on from, why newer checkpoints were skipped, and what else the checkpoint says.
 
         Raises:
-            UserError: the checkpoint was made with other tiles, or the weights to start from are missing or do not fit.
+            UserError: the checkpoint was made with other tiles, the weights or moments to start from are missing or do
+                not fit, or the optimiser, batch norm or gradient checkpointing asked for cannot be had here.
         """
+        stage = self.config.stages[self.stage]
+        name, self.no_apex = choose(stage.optimizer.name, self.parallel)
         checkpoint, skipped = self._load()
         stopwatch.mark("checkpoint")
         if checkpoint is not None and checkpoint.state["tiles"] != self.tiles:
@@ -56,10 +64,14 @@ class Origin:
             )
         model = self._model(fresh=checkpoint is None)
         scaler = torch.amp.GradScaler(self.precision.device.type, enabled=self.precision.scaled)
-        optimizer = build_optimizer(model, self.config.stages[self.stage].optimizer)
+        optimizer = build_optimizer(model, stage.optimizer, name)
         state = TrainingState(model, optimizer, scaler, RunningStatistics(model))
+        if stage.ema:
+            state.average = Average(model, stage.ema)  # after the statistics, which give the network other buffers
         if checkpoint is not None:
             state.restore(checkpoint)
+        else:
+            load_optimizer_state(model, optimizer, self._first_moments())
         return state, skipped, checkpoint.state if checkpoint is not None else {}
 
     def roll_back(self, state: TrainingState) -> int:
@@ -77,7 +89,9 @@ class Origin:
         if checkpoint is None:
             state.model.load_state_dict(self._model(fresh=True).state_dict())
             state.statistics.reload()
-            state.optimizer.state.clear()
+            if state.average is not None:
+                state.average.restart()
+            load_optimizer_state(state.model, state.optimizer, self._first_moments())
         else:
             state.restore_training(checkpoint)
         if self.precision.scaled:
@@ -85,6 +99,28 @@ class Origin:
             restored = state.scaler.state_dict()["scale"] if checkpoint is not None else scale["scale"]
             state.scaler.load_state_dict({**scale, "scale": min(scale["scale"], restored)})
         return checkpoint.step if checkpoint is not None else 0
+
+    def _first_moments(self) -> dict[str, torch.Tensor]:
+        """The optimiser's state that the stage begins with: none, or what the stage before ended with, if it is to be
+        continued.
+
+        Raises:
+            UserError: in all processes, if its last checkpoint is not there in one.
+        """
+        stage = self.config.stages[self.stage]
+        if not stage.optimizer.resume:
+            return {}
+        earlier = stage.start.partition("/")[0]
+        folder, record = self.run_dir / "checkpoints" / earlier, self.run_dir / "stages" / f"{earlier}.json"
+        steps = read_json(record)["steps"] if record.is_file() else None
+        checkpoint, _ = load_checkpoint(folder, lambda known: known["step"] == steps)
+        if self.parallel.any(checkpoint is None):
+            raise UserError(
+                f"stages.{self.stage}.optimizer.resume is true, but the checkpoint of the end of stage {earlier} is "
+                f"not in {folder} any more: start a new --run with stages.{self.stage}.optimizer.resume=false"
+            )
+        assert checkpoint is not None
+        return checkpoint.optimizer
 
     def _anchored(self, anchor: int) -> Checkpoint | None:
         """The checkpoint of the step `anchor` in all processes, as soon as a network file system shows it to all."""
@@ -122,15 +158,20 @@ class Origin:
         seed_torch(initial_seed(config.seed, list(config.stages).index(self.stage)))
         weights = config.encoder_weights if fresh and start == "encoder" else "none"
         with nullcontext() if fresh and start == "encoder" else unfilled():
-            model = GeoposeNet(config.encoder, self.cities, config.model, weights)
+            model = GeoposeNet(config.encoder, self.cities, config.model, weights, config.weights_cache)
         if fresh and start != "encoder":
             load_state(model, start_weights(start, self.run_dir))
+        if config.gradient_checkpointing:
+            model.set_gradient_checkpointing(True)
         model.to(self.precision.device)
         if config.channels_last:
             cast(Any, model).to(memory_format=torch.channels_last)
+        if config.stages[self.stage].sync_batchnorm:
+            model = cast(GeoposeNet, synchronised(model, self.parallel, self.stage))
         return model
 
 
 def start_weights(start: str, run_dir: Path) -> Path:
-    """The weights file that a stage's `start` names: a path, or '<stage>/best', '<stage>/last' of the same run."""
+    """The weights file that a stage's `start` names: a path, or '<stage>/best', '<stage>/last' or
+    '<stage>/last-ema' of the same run."""
     return Path(start) if start.endswith(".safetensors") else run_dir / "weights" / f"{start}.safetensors"

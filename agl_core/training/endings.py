@@ -7,6 +7,8 @@ from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
+from torch import Tensor
+
 from agl_core.durable.chain import ChainLog
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.lease import LeaseLostError
@@ -14,6 +16,7 @@ from agl_core.errors import UserError
 from agl_core.files import write_json
 from agl_core.model.weights import save_weights
 from agl_core.training.agreement import Verdict
+from agl_core.training.memory import MemoryShortageError
 from agl_core.training.step import NOTHING
 from agl_core.training.workbench import Workbench
 
@@ -50,9 +53,20 @@ def _last_checkpoint(bench: Workbench) -> None:
 def _last_weights(bench: Workbench) -> None:
     folder = bench.run_dir / "weights" / bench.name
     with bench.lease.writing():
-        save_weights(folder / "last.safetensors", bench.state.model, bench.metadata(None))
-        if not bench.split.validation:
-            save_weights(folder / "best.safetensors", bench.state.model, bench.metadata(None))
+        for name, weights, ema in _left(bench):
+            save_weights(folder / f"{name}.safetensors", bench.state.model, bench.metadata(None, ema), weights)
+
+
+def _left(bench: Workbench) -> list[tuple[str, dict[str, Tensor], bool]]:
+    """The weights that a stage leaves at its end: name, tensors, and whether they are the average. Where nothing was
+    scored those that an average was asked for are taken for the best."""
+    raw, average = bench.state.model.state_dict(), bench.state.average
+    left = [("last", raw, False)]
+    if average is not None:
+        left.append(("last-ema", average.weights(), True))
+    if not bench.split.validation:
+        left.append(("best", *left[-1][1:]))
+    return left
 
 
 def _record(bench: Workbench) -> None:
@@ -91,6 +105,20 @@ def refuse(bench: Workbench, reason: str) -> NoReturn:
             bench.lease.release(bench.state.step)
     bench.parallel.barrier()
     raise UserError(reason)
+
+
+def run_short(bench: Workbench, shortage: MemoryShortageError) -> NoReturn:
+    """Save the state after the last step, which is there whatever was computed since, and say what to lower.
+
+    A process comes here by itself, and not for the others to answer: they may wait for it in the middle of a step. To
+    them it is lost, so that they save the same state; where several processes have ended, the reason that a user can
+    mend is the one that is told.
+    """
+    bench.parallel.fail()
+    saved = save_what_stands(bench)
+    kept = f"the state after step {saved} is saved" if saved else "there was nothing to save"
+    bench.journal.event("refusal", bench.state.step, text=str(shortage), saved=bench.saver.last_good)
+    raise MemoryShortageError(f"{shortage}; {kept}") from shortage
 
 
 def _save_last(bench: Workbench, seconds_left: float) -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 PERIOD = 1.0  # seconds between two beats
@@ -14,7 +15,8 @@ class Heartbeat:
 
     gloo sees at once that a peer is gone. NCCL does not: a GPU waits for the data of a dead peer for ever, and the CPU
     for that GPU. So each process counts up a number in the `store` of the process group and watches the numbers of the
-    others; a store that cannot be reached any more was the first process's. A process that leaves in order says so.
+    others; a store that cannot be reached any more was the first process's. A process that leaves in order says so,
+    and one that cannot go on too: the others need not wait until its pulse is missed.
 
     store: torch.distributed.Store. clock: seconds, monotonic.
     """
@@ -51,6 +53,11 @@ class Heartbeat:
             except RuntimeError:  # the first process is gone already, and with it all who could want to know
                 return
 
+    def fail(self) -> None:
+        """Say that this process cannot go on: the others lose it at once."""
+        with suppress(RuntimeError):  # the first process is gone already
+            self._store.add(f"failed/{self._rank}", 1)
+
     def look(self) -> bool:
         """Beat once, and look at the others once; whether one of them is lost."""
         try:
@@ -60,6 +67,8 @@ class Heartbeat:
             return True
 
     def _silent(self, other: int) -> bool:
+        if self._store.add(f"failed/{other}", 0):
+            return True
         count, now = self._store.add(f"beat/{other}", 0), self._clock()
         if self._seen.get(other, (-1, now))[0] != count or self._store.add(f"left/{other}", 0):
             self._seen[other] = count, now

@@ -22,6 +22,7 @@ from agl_core.errors import UserError
 from agl_core.machine import cores
 from agl_core.reporting.startup import stopwatch
 from agl_core.training.heartbeat import Heartbeat
+from agl_core.training.memory import MemoryShortageError
 
 PATIENCE = timedelta(days=1)
 
@@ -105,6 +106,13 @@ class Parallel:
         if self.device.type == "cuda" and self.world_size > 1:
             distributed_c10d._get_default_group().abort()
 
+    def fail(self) -> None:
+        """Tell the others that this process cannot go on, for a reason of its own, and give up on them: they wait for
+        it in an exchange, and would not notice that it leaves (see `Heartbeat`). They lose a peer, and save."""
+        if self._heartbeat is not None:
+            self._heartbeat.fail()
+        self.abandon()
+
     def _pulse_store(self) -> Any:
         """A store in memory: one in a file, where the processes of one machine have met, would grow for ever."""
         if self.init_method is not None and self.init_method.startswith("tcp://"):
@@ -120,6 +128,8 @@ class Parallel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._heartbeat is not None:
+            if isinstance(error, MemoryShortageError):
+                self._heartbeat.fail()
             self._heartbeat.close()
         if dist.is_initialized():
             if kind is not None and self.device.type == "cuda":

@@ -44,17 +44,27 @@ def learning_rate(config: ScheduleConfig, peak: float, step: int, total: int, or
     - `cosine`: `floor + (peak - floor) / 2 * (1 + cos(pi * t))`, t from 0 to 1 over the steps after the warm-up.
     - `cosine-epochs`: the same with `t = epoch / half_period`, constant within an epoch, without restart: it rises
       again after the half period and is back at the peak after two (the recipe of the reference).
+    - `flat-cosine`: the peak for the first `flat * total` steps, then as `cosine` over those that are left.
+    - `one-cycle`: as `cosine`, and before it half a cosine up to the peak (L. N. Smith, "Super-Convergence", 2018, with
+      cosines in place of his straight lines).
     - `constant`: the peak.
 
-    During the first `warmup * total` steps the rate rises linearly from 0.
+    During the first `warmup * total` steps the rate rises: from 0, linearly; `one-cycle` from `initial * peak`, by half
+    a cosine. All but `cosine-epochs` and `constant` come to the floor with the end of the stage.
     """
     warmup = round(config.warmup * total)
     if step < warmup:
+        if config.name == "one-cycle":
+            return _half_cosine(config.initial * peak, peak, step / warmup)
         return peak * (step + 1) / warmup
     if config.name == "constant":
         return peak
     if config.name == "cosine-epochs":
-        progress = order.epochs_done(step) / config.half_period
-    else:
-        progress = (step - warmup) / max(total - warmup, 1)
-    return config.floor + (peak - config.floor) / 2 * (1 + math.cos(math.pi * progress))
+        return _half_cosine(peak, config.floor, order.epochs_done(step) / config.half_period)
+    begin = round(config.flat * total) if config.name == "flat-cosine" else warmup
+    return _half_cosine(peak, config.floor, max(step - begin, 0) / max(total - begin, 1))
+
+
+def _half_cosine(begin: float, end: float, progress: float) -> float:
+    """From `begin` at progress 0 to `end` at progress 1."""
+    return end + (begin - end) / 2 * (1 + math.cos(math.pi * progress))

@@ -13,22 +13,23 @@ from agl_core.data.batch import Batch
 from agl_core.data.seeding import forward_seed, seed_torch
 from agl_core.data.tiles import UNKNOWN
 from agl_core.errors import UserError
-from agl_core.model.losses import Target, geopose_loss
+from agl_core.model.losses import PARTS, GeoposeLoss, Target
 from agl_core.model.precision import Precision
+from agl_core.training.memory import advice, telling
 from agl_core.training.parallel import Parallel
 from agl_core.training.state import TrainingState
 
 
 class Computed(NamedTuple):
-    """What one process has computed of a step: its part of the mean losses (total, AGL, direction, scale), which add up
-    over processes; the norm of the gradient of all, the same in every process; and whether they are finite."""
+    """What one process has computed of a step: its part of the mean losses (`PARTS`), which add up over processes; the
+    norm of the gradient of all, the same in every process; and whether they are finite."""
 
     losses: list[float]
     norm: float
     finite: bool
 
 
-NOTHING = Computed([0.0] * 4, 0.0, True)
+NOTHING = Computed([0.0] * len(PARTS), 0.0, True)
 """What a process has to say where no step was computed."""
 
 
@@ -40,11 +41,26 @@ class OptimizerStep:
     """
 
     def __init__(
-        self, state: TrainingState, stage: StageConfig, seed: int, number: int, precision: Precision, parallel: Parallel
+        self,
+        state: TrainingState,
+        stage: StageConfig,
+        seed: int,
+        number: int,
+        precision: Precision,
+        parallel: Parallel,
+        loss: GeoposeLoss | None = None,
+        name: str = "",
     ) -> None:
-        """`number` is the position of the stage in its recipe."""
+        """`number` is the position of the stage in its recipe and `name` its name, for what the user is told; `loss` is
+        by default the stage's, for which it must not need statistics of the data.
+
+        Raises:
+            UserError: the micro-batches cannot be shared among so many processes.
+            MemoryShortageError: see `compute`.
+        """
         self.state, self.stage, self.precision, self.parallel = state, stage, precision, parallel
-        self._key = (seed, number)
+        self._loss = (GeoposeLoss(stage.loss) if loss is None else loss).to(parallel.device)
+        self._key, self._name = (seed, number), name
         self.micro_batches = stage.batch // stage.micro_batch
         if parallel.world_size > self.micro_batches:
             raise UserError(
@@ -52,7 +68,14 @@ class OptimizerStep:
                 f"{stage.micro_batch}) for {parallel.world_size} processes: use fewer processes or a smaller "
                 "micro_batch"
             )
-        with parallel.exchanging():
+        if stage.sync_batchnorm and self.micro_batches % parallel.world_size:
+            # All have to be in the same layer of the same pass, or those who have one more wait for ever.
+            raise UserError(
+                f"there are {self.micro_batches} micro-batches a step (batch {stage.batch}, micro_batch "
+                f"{stage.micro_batch}) for {parallel.world_size} processes, and with sync_batchnorm each must have as "
+                "many: use another number of processes, another micro_batch, or sync_batchnorm=false"
+            )
+        with parallel.exchanging(), telling(self._advice):
             self._model = parallel.wrap(state.model)
             if parallel.world_size > 1:
                 self._warm_up()
@@ -65,12 +88,13 @@ class OptimizerStep:
 
         Raises:
             PeerLostError: another process is gone.
+            MemoryShortageError: this process's device has too little memory; the others do not know of it.
         """
         state, parallel = self.state, self.parallel
         state.model.train()
-        losses = torch.zeros(4, dtype=torch.float64, device=parallel.device)
+        losses = torch.zeros(len(PARTS), dtype=torch.float64, device=parallel.device)
         mine = range(parallel.rank, self.micro_batches, parallel.world_size)
-        with parallel.exchanging():
+        with parallel.exchanging(), telling(self._advice):
             for number, batch in zip(mine, batches, strict=True):
                 local = number != mine[-1] and parallel.world_size > 1
                 with cast(Any, self._model).no_sync() if local else nullcontext():
@@ -80,16 +104,23 @@ class OptimizerStep:
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.stage.optimizer.clip or math.inf)
         # The one moment of a step at which the CPU waits for the GPU: whether to take the step is decided on the CPU.
         values = torch.cat([losses, norm.double().reshape(1)]).tolist()
-        return Computed(values[:4], values[4], math.isfinite(sum(values)))
+        return Computed(values[:-1], values[-1], math.isfinite(sum(values)))
 
     def commit(self, lr: float) -> None:
-        """Take the step that was computed, with the learning rate `lr`; no other process is waited for."""
+        """Take the step that was computed, with the learning rate `lr`; no other process is waited for.
+
+        Raises:
+            MemoryShortageError: no room for the moments, which the first step of a stage begins.
+        """
         state = self.state
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.statistics.finish_step(self.micro_batches)
-        state.scaler.step(state.optimizer)
+        with telling(self._advice):
+            state.scaler.step(state.optimizer)
         self._next()
+        if state.average is not None:
+            state.average.update(state.step)
 
     def skip(self) -> None:
         """Leave the step that was computed out: only the step's number and the gradient scale move on."""
@@ -99,12 +130,16 @@ class OptimizerStep:
     def forget(self) -> None:
         """Be in the state after the last step that was taken or skipped, whatever has been computed since."""
         self.state.statistics.forget_step()
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad()  # to None, as all of them do by themselves: apex's takes no word for it
 
     def _next(self) -> None:
         self.state.scaler.update()
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad()
         self.state.step += 1
+
+    def _advice(self, asked: str) -> str:
+        parallel = self.parallel
+        return advice(self.stage, self._name, self.state.model, parallel.device, parallel.world_size, asked)
 
     def _warm_up(self) -> None:
         """One forward and backward pass that changes nothing.
@@ -118,7 +153,7 @@ class OptimizerStep:
         self.state.model.train()
         output = self._model(images, torch.zeros(2, dtype=torch.int64, device=device), torch.ones(2, device=device))
         (0 * (output.agl.sum() + output.pose.sum())).backward()
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad()
         self.state.statistics.forget_step()
 
     def _micro_batch(self, batch: Batch, number: int) -> Tensor:
@@ -127,7 +162,7 @@ class OptimizerStep:
         batch, target = to_device(batch, self.parallel.device)
         with self.precision.autocast():
             output = self._model(batch.image, batch.city, batch.gsd)
-        loss = geopose_loss(output, target, self.stage.loss)
+        loss = self._loss(output, target, batch.city)
         # DistributedDataParallel averages over processes: this makes gradients the mean over all micro-batches.
         share = self.parallel.world_size / self.micro_batches
         cast(Any, self.state.scaler.scale(loss.total * share)).backward()

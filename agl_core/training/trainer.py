@@ -17,18 +17,19 @@ from agl_core.inference.predictor import NotFiniteError
 from agl_core.reporting.startup import stopwatch
 from agl_core.training.agreement import Verdict, samples_digest
 from agl_core.training.datawait import DataWait
-from agl_core.training.endings import finish, leave, refuse, save_if_hung, save_what_stands
+from agl_core.training.endings import finish, leave, refuse, run_short, save_if_hung, save_what_stands
 from agl_core.training.incarnation import JobStart
+from agl_core.training.memory import MemoryShortageError
 from agl_core.training.parallel import Parallel
 from agl_core.training.schedule import learning_rate
 from agl_core.training.step import NOTHING
-from agl_core.training.validation import validate
+from agl_core.training.validation import Scores, validate
 from agl_core.training.workbench import Workbench
 
 
 class StepReport(NamedTuple):
-    """What one optimiser step did. step: its number, from 1; losses: (4,) float64 total, AGL, direction and scale,
-    of the whole global batch; lr: its learning rate."""
+    """What one optimiser step did. step: its number, from 1; losses: float64 `agl_core.model.losses.PARTS`, of the
+    whole global batch; lr: its learning rate."""
 
     step: int
     losses: torch.Tensor
@@ -50,7 +51,8 @@ def train_stage(
 ) -> None:
     """Train `stage` of `config` to its end, continuing from the newest good checkpoint in `run_dir`.
 
-    Leaves weights/<stage>/best.safetensors and last.safetensors and, as its very last act, stages/<stage>.json.
+    Leaves weights/<stage>/best.safetensors and last.safetensors (with an average of the weights last-ema.safetensors
+    too) and, as its very last act, stages/<stage>.json.
     Every process of the group calls it; the first one writes. `observe` is called in every process after every step
     with losses that are the same everywhere. `guard` says when to leave; `watch` ends a process that hangs.
 
@@ -58,6 +60,7 @@ def train_stage(
         UserError: no store, no such fold, weights that do not fit, more processes than micro-batches, losses that stay
             not finite, a disk that cannot be written to for too long, or a store that is damaged; the state after the
             last step is saved then, and every process raises the same.
+        MemoryShortageError: a UserError that a process raises by itself; the state after the last step is saved.
         InterruptedRunError: `guard` asked some process to leave; the state is saved if there was time.
         PeerLostError: another process is gone; the state is saved.
         LeaseLostError: another incarnation of the run has taken over; nothing more was written.
@@ -86,6 +89,8 @@ class StageTrainer:
                 bench.announce()
                 self._train(observe)
                 finish(bench)
+        except MemoryShortageError as error:
+            run_short(bench, error)
         except PeerLostError as error:
             saved = save_what_stands(bench)
             kept = f"the state after step {saved} is saved" if saved else "there was nothing to save"
@@ -233,27 +238,37 @@ class StageTrainer:
             return bench.guard.requested
 
         try:
-            result = validate(bench.predictor, bench.store, bench.split.validation, bench.parallel, give_up)
+            results = self._scores(give_up)
         except NotFiniteError as error:  # the next steps will show whether training is lost
             bench.journal.warn(state.step, f"no score after step {state.step}: {error}")
             state.validated = state.step
             return True
         except UserError as error:
             refuse(bench, str(error))
-        if result is None:
+        if results is None:
             return False
-        bench.journal.validation(state.step, result, time.monotonic() - began)
-        if state.best_score is None or result.score > state.best_score:
+        bench.journal.validation(state.step, results, time.monotonic() - began)
+        if state.best_score is None or results.best.score > state.best_score:
             if bench.parallel.first:
                 try:
-                    bench.best.offer(bench.metadata(result))
+                    bench.offer(results)
                 except OSError as error:
                     bench.journal.warn(state.step, f"the best weights cannot be written yet ({error})")
             # The others must not call this score dealt with before it is: they save too, if the first one dies.
             bench.best.missing = bench.parallel.any(bench.best.pending)
-            state.best_score, state.best_step = result.score, state.step
+            state.best_score, state.best_step, state.best_ema = results.best.score, state.step, results.ema
         state.validated = state.step
         return True
+
+    def _scores(self, give_up: Callable[[], bool]) -> Scores | None:
+        """Of the weights and of their average, or None if a signal came meanwhile; raises what `validate` does."""
+        bench, found = self.bench, []
+        for predictor in bench.predictors:
+            score = validate(predictor, bench.store, bench.split.validation, bench.parallel, give_up)
+            if score is None:
+                return None
+            found.append(score)
+        return Scores(found[0], found[1] if len(found) > 1 else None)
 
     def _roll_back(self) -> None:
         """Go back to an earlier state and on with the next batches, leaving out all that came between."""

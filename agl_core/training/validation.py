@@ -1,6 +1,7 @@
 """The official score of the held-out fold, shared among processes, exact whatever their number."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,23 @@ from agl_core.inference.predictor import NotFiniteError, Predictor
 from agl_core.scoring.score import ImageResult, Score, score
 from agl_core.scoring.sums import ImageSums, image_sums
 from agl_core.training.parallel import Parallel
+
+
+class Scores(NamedTuple):
+    """Of one validation: the score of the weights, and that of their average where there is one."""
+
+    raw: Score
+    average: Score | None
+
+    @property
+    def ema(self) -> bool:
+        """Whether the average scored higher."""
+        return self.average is not None and self.average.score > self.raw.score
+
+    @property
+    def best(self) -> Score:
+        """The higher one."""
+        return self.average if self.average is not None and self.ema else self.raw
 
 
 def validate(

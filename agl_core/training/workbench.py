@@ -17,6 +17,7 @@ from agl_core.data.dataset import CropDataset
 from agl_core.data.feed import Feed
 from agl_core.data.order import Order
 from agl_core.data.split import Split
+from agl_core.data.statistics import CityStatistics
 from agl_core.durable.chain import ChainLog
 from agl_core.durable.checkpoint import read_digests
 from agl_core.durable.exits import InterruptedRunError
@@ -24,6 +25,7 @@ from agl_core.durable.guard import Guard
 from agl_core.durable.retention import checkpoint_name, checkpoint_step, list_checkpoints
 from agl_core.durable.watchdog import Watchdog
 from agl_core.inference.predictor import Predictor
+from agl_core.model.losses import GeoposeLoss
 from agl_core.model.precision import Precision
 from agl_core.reporting.events import EventLog, count_interruptions
 from agl_core.reporting.progress import Progress
@@ -36,11 +38,13 @@ from agl_core.training.best import BestWeights
 from agl_core.training.build import Origin
 from agl_core.training.incarnation import JobStart, begin_incarnation
 from agl_core.training.journal import Journal
+from agl_core.training.optimizer import optimizer_name
 from agl_core.training.parallel import Parallel, default_threads
 from agl_core.training.saver import Saver
 from agl_core.training.schedule import Span
 from agl_core.training.staging import open_store
 from agl_core.training.step import Computed, OptimizerStep
+from agl_core.training.validation import Scores
 
 
 class Workbench:
@@ -88,7 +92,7 @@ class Workbench:
         )  # fmt: skip
         if self.stage_in is not None:
             stopwatch.mark("stage-in")
-        self.split = Split.of(self.store, config)
+        self.split = Split.of(self.store, config, stage)
         self.order = Order(config.seed, number, len(self.split.train), self.stage.batch)
         self.total = Span.parse(self.stage.length, f"stages.{stage}.length").steps(self.order)
         self.validate_every = Span.parse(self.stage.validate_every, f"stages.{stage}.validate_every")
@@ -99,9 +103,11 @@ class Workbench:
         self.state, self.skipped, self.before = self.origin.build()
         self.start = self.state.step
         stopwatch.mark("model")
-        self.step = OptimizerStep(self.state, self.stage, config.seed, number, self.precision, parallel)
+        loss = GeoposeLoss(self.stage.loss, CityStatistics.of(self.store, self.split.train))
+        self.step = OptimizerStep(self.state, self.stage, config.seed, number, self.precision, parallel, loss, stage)
         stopwatch.mark("wrap")
-        self.predictor = Predictor(self.state.model, config.max_agl, precision=self.precision.name)
+        networks = [self.state.model, *([self.state.average.network] if self.state.average is not None else [])]
+        self.predictors = [Predictor(each, config.max_agl, precision=self.precision.name) for each in networks]
         self.saver = Saver(
             config.checkpoint,
             run_dir / "checkpoints" / stage,
@@ -132,7 +138,8 @@ class Workbench:
         scalars = Scalars(run_dir / "tensorboard" if parallel.first else None, stage, self.start)
         resources.callback(events.close)
         resources.callback(scalars.close)
-        self.journal = Journal(stage, self.order, events, scalars, self.progress)
+        magnitude = bool(self.stage.loss.magnitude)
+        self.journal = Journal(stage, self.order, events, scalars, self.progress, magnitude)
         if config.workers:
             load_code()  # of validation, before data loading processes are forked: see CropDataset.load_code
         dataset = CropDataset(self.store, self.split.train, self.stage, config.seed, number, parallel.rank)
@@ -167,13 +174,21 @@ class Workbench:
         save = self.parallel.first and self.saver.wanted()
         return agree(self.parallel, computed, samples, number, self.guard.remaining(), save, waited, refused)
 
-    def metadata(self, result: Score | None) -> dict[str, Any]:
-        """What the header of a weights file says of their origin."""
+    def offer(self, scores: Scores) -> None:
+        """Have those weights written that have just reached the best score; raises what `BestWeights.offer` does."""
+        average = self.state.average
+        weights = average.weights() if average is not None and scores.ema else self.state.model.state_dict()
+        self.best.offer(weights, self.metadata(scores.best, scores.ema))
+
+    def metadata(self, result: Score | None, ema: bool) -> dict[str, Any]:
+        """What the header of a weights file says of their origin. ema: they are the average of the weights."""
         score = result.as_json() if result is not None else None
-        return {"stage": self.name, "step": self.state.step, "score": score, "config": asdict(self.config)}
+        about = {"stage": self.name, "step": self.state.step, "ema": ema, "score": score}
+        return {**about, "config": asdict(self.config)}
 
     def announce(self) -> None:
         """Say in one line where the stage stands, what it will do and where."""
+        optimizer = optimizer_name(self.state.optimizer)
         self.journal.event(
             "start",
             self.start,
@@ -182,6 +197,7 @@ class Workbench:
             world_size=self.parallel.world_size,
             device=str(self.parallel.device),
             precision=self.precision.name,
+            optimizer=optimizer,
             threads=self.threads,
             parameters=sum(p.numel() for p in self.state.model.parameters() if p.requires_grad),
             tiles=len(self.split.train),
@@ -193,8 +209,10 @@ class Workbench:
         self.journal.note(
             f"{begin} {self.total} steps{skipped}; {self.stage.batch} crops each, {len(self.split.train)} tiles to "
             f"train on, {len(self.split.validation)} to validate on; {self.parallel.world_size} x "
-            f"{self.parallel.device.type}, {self.precision.name}"
+            f"{self.parallel.device.type}, {self.precision.name}, {optimizer}"
         )
+        if self.origin.no_apex:
+            self.journal.note(f"the optimiser is {optimizer}: {self.origin.no_apex}")
         for name, now in (("processes", self.parallel.world_size), ("threads", self.threads)):
             if (before := self.before.get(name, now)) != now:
                 self.journal.note(

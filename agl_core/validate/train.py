@@ -28,6 +28,11 @@ def check_train(config: TrainConfig) -> None:
     if "default" not in config.max_agl:
         raise UserError("max_agl has no value for 'default' (all cities that it does not name): add max_agl.default")
     _check_model(config.model)
+    if config.gradient_checkpointing and not config.encoder.startswith("tu-"):
+        raise UserError(
+            f"gradient_checkpointing is true, which encoder {config.encoder!r} does not have: take one of timm "
+            "(tu-NAME, for instance tu-tf_efficientnetv2_l), or gradient_checkpointing=false"
+        )
     Span.parse(config.checkpoint.every, "checkpoint.every")
     Interval.parse(config.checkpoint.interval, "checkpoint.interval")
     if config.checkpoint.keep_every:
@@ -48,6 +53,10 @@ def _check_model(model: ModelConfig) -> None:
     channels = model.decoder_channels
     if len(channels) != 5 or min(channels) < 1:
         raise UserError(f"model.decoder_channels is {channels}: give five positive numbers, coarsest first")
+    if model.decoder == "fpn" and (channels[1] % 32 or channels[1] < 64):
+        raise UserError(
+            f"model.decoder_channels is {channels}: the decoder fpn needs a multiple of 32, at least 64, as the second"
+        )
     if model.attention != "none" and model.decoder not in ATTENTIVE:
         raise UserError(
             f"model.attention is {model.attention}, which the decoder {model.decoder} does not have: give none, or "

@@ -31,11 +31,13 @@ def state_after(step: int) -> Checkpoint:
         "exp_avg/weight": torch.randn(6, 4, 3, 3, generator=generator).contiguous(memory_format=torch.channels_last),
         "step/weight": torch.tensor(float(step)),
     }
-    return Checkpoint(step, model, optimizer, {"best_score": 0.5, "scaler": {"scale": 2.0}})
+    average = {"weight": weight * 2, "bias": torch.randn(5, generator=generator)}
+    return Checkpoint(step, model, optimizer, {"best_score": 0.5, "scaler": {"scale": 2.0}}, average)
 
 
 def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    return {**checkpoint.model, **{f"optimizer/{name}": tensor for name, tensor in checkpoint.optimizer.items()}}
+    parts = {"optimizer": checkpoint.optimizer, "average": checkpoint.average}
+    return checkpoint.model | {f"{part}/{name}": value for part in parts for name, value in parts[part].items()}
 
 
 def places(checkpoint: Checkpoint) -> list[int]:
@@ -46,6 +48,7 @@ def assert_same_bits(one: Checkpoint, other: Checkpoint) -> None:
     assert (one.step, one.state) == (other.step, other.state)
     assert list(one.model) == list(other.model)
     assert list(one.optimizer) == list(other.optimizer)
+    assert list(one.average) == list(other.average)
     for name, tensor in tensors(one).items():
         assert tensor.dtype == tensors(other)[name].dtype, name
         assert torch.equal(tensor, tensors(other)[name]), name

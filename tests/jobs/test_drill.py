@@ -126,6 +126,27 @@ def test_an_undisturbed_run_has_one_chain(tmp_path: Path) -> None:
     assert "has 2 chains" in str(compare_runs(tmp_path / "a", tmp_path / "b", "train"))
 
 
+@pytest.mark.parametrize("which", ["last", "best", "last-ema"])
+def test_weights_that_differ_are_noticed_and_an_average_that_one_run_alone_has(tmp_path: Path, which: str) -> None:
+    for run in ("a", "b"):
+        log = ChainLog(tmp_path / run / "chain" / "train.1.jsonl")
+        log.step(1, 0, [0.0])
+        log.state(1, {"model": "0"})
+        for name in ("last", "best"):
+            save_file({"x": np.zeros(1)}, made(tmp_path / run / "weights" / "train") / f"{name}.safetensors")
+    assert compare_runs(tmp_path / "a", tmp_path / "b", "train") is None
+    save_file({"x": np.ones(1)}, tmp_path / "a" / "weights" / "train" / f"{which}.safetensors")
+    problem = "is missing" if which == "last-ema" else "differs"
+    assert problem in str(compare_runs(tmp_path / "a", tmp_path / "b", "train"))
+    save_file({"x": np.zeros(1)}, tmp_path / "b" / "weights" / "train" / f"{which}.safetensors")
+    assert "tensor x of" in str(compare_runs(tmp_path / "a", tmp_path / "b", "train"))
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def test_saves_and_validations_fall_into_every_drill() -> None:
     for steps in (1, 2, 7, 60, 400):
         for count in (1, 5, 200):

@@ -181,6 +181,15 @@ def test_step_epoch_score_and_time_left_come_from_the_events() -> None:
     assert found.last_sign == 165.0
 
 
+def test_the_best_score_is_that_of_the_average_where_it_is_higher() -> None:
+    validations = [event for event in STEPS if event["kind"] == "validation"]
+    assert validations
+    higher = {**validations[-1], "ema_score": 0.75}
+    assert job(findings(begin(), events=[*STEPS, higher]), RUNS).score == 0.75
+    lower = {**validations[-1], "ema_score": 0.125}
+    assert job(findings(begin(), events=[*STEPS, lower]), RUNS).score == 0.25
+
+
 def test_the_best_score_is_shown_and_not_the_newest() -> None:
     worse = event("validation", 170.0, step=31, epoch=3, score=0.125)
     assert job(findings(begin(), events=[*STEPS, worse]), RUNS).score == 0.25

@@ -56,6 +56,25 @@ def test_a_stage_is_what_its_events_say() -> None:
     assert read_stage(EVENTS, "c", finished=False) == Stage("c", False)
 
 
+def test_the_average_has_a_column_and_may_be_the_best() -> None:
+    events = [start("a", 0, 10)]
+    events += [validation("a", 5, 0.5, X=0.5), validation("a", 10, 0.3, X=0.3), validation("a", 15, 0.4, X=0.4)]
+    plain = render(Report("r", "run", {}, [read_stage(events, "a", True)], [], None))
+    assert "| step | epoch | score | X |" in plain
+    assert "0.5000 at step 5 |" in plain
+    events[2] |= {"ema_score": 0.6}
+    events[3] |= {"ema_score": 0.35}
+    averaged = render(Report("r", "run", {}, [read_stage(events, "a", True)], [], None))
+    assert "0.6000 at step 10, of the average |" in averaged
+    for line in (
+        "| step | epoch | score | average | X |",
+        "| 5 | 1 | 0.5000 |  | 0.5000 |",
+        "| 10 | 2 | 0.3000 | 0.6000 (best) | 0.3000 |",
+        "| 15 | 3 | 0.4000 | 0.3500 | 0.4000 |",
+    ):
+        assert line in averaged.splitlines()
+
+
 def test_the_time_of_a_stage_is_that_of_all_its_starts_with_what_was_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,11 +19,10 @@ from agl_core.durable.chain import first_difference, read_chains
 from agl_core.durable.checkpoint import Checkpoint, save_checkpoint
 from agl_core.durable.exits import InterruptedRunError, PeerLostError
 from agl_core.durable.guard import Guard
-from agl_core.model.losses import Losses, geopose_loss
+from agl_core.model.losses import GeoposeLoss, Losses
 from agl_core.model.weights import read_header
 from agl_core.reporting.events import read_events
 from agl_core.scoring.score import Score
-from agl_core.training import step as step_module
 from agl_core.training import trainer as trainer_module
 from agl_core.training.parallel import Parallel
 from agl_core.training.step import OptimizerStep
@@ -142,7 +141,7 @@ class Poison:
     """Losses of the steps `at` are not a number, those of the first micro-batch of each."""
 
     def __init__(self, patch: pytest.MonkeyPatch, at: Collection[int]) -> None:
-        real_batch = OptimizerStep._micro_batch
+        real_batch, real_loss = OptimizerStep._micro_batch, GeoposeLoss.forward
         poisoned = [False]
 
         def micro_batch(step: OptimizerStep, batch: Any, number: int) -> torch.Tensor:
@@ -150,11 +149,11 @@ class Poison:
             return real_batch(step, batch, number)
 
         def loss(*args: Any) -> Losses:
-            parts = geopose_loss(*args)
+            parts = real_loss(*args)
             return parts._replace(total=parts.total * math.nan) if poisoned[0] else parts
 
         patch.setattr(OptimizerStep, "_micro_batch", micro_batch)
-        patch.setattr(step_module, "geopose_loss", loss)
+        patch.setattr(GeoposeLoss, "forward", loss)
 
 
 def interrupted(settings: TrainConfig, run_dir: Path, plan: str, stage: str = "first") -> None:

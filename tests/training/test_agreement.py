@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agl_core.data.batch import Batch
 from agl_core.durable.exits import PeerLostError
+from agl_core.model.losses import PARTS
 from agl_core.training.agreement import Verdict, agree, samples_digest
 from agl_core.training.parallel import Parallel
 from agl_core.training.step import NOTHING, Computed
@@ -56,7 +57,7 @@ def verdicts(*said: Said) -> list[Verdict]:
 
 def test_all_processes_conclude_the_same() -> None:
     said: list[Said] = [
-        (Computed([0.1 * rank, 0.2, 0.3, 0.4], 1.0, True), 11 * rank, rank * 3, 30.0 - rank, rank == 0)
+        (Computed([0.1 * rank, *[0.2] * (len(PARTS) - 1)], 1.0, True), 11 * rank, rank * 3, 30.0 - rank, rank == 0)
         for rank in range(4)
     ]
     first, *others = verdicts(*said)
@@ -68,14 +69,14 @@ def test_all_processes_conclude_the_same() -> None:
 
 def test_losses_are_added_up_in_the_order_of_ranks() -> None:
     """0.1 + 0.2 + 0.3 in another order is another double."""
-    parts = [(Computed([value] * 4, 1.0, True), 0, 0, math.inf, False) for value in (0.1, 0.2, 0.3)]
+    parts = [(Computed([value] * len(PARTS), 1.0, True), 0, 0, math.inf, False) for value in (0.1, 0.2, 0.3)]
     assert 0.1 + 0.2 + 0.3 != 0.3 + 0.2 + 0.1
     for verdict in verdicts(*parts):
-        assert verdict.losses == [0.1 + 0.2 + 0.3] * 4
+        assert verdict.losses == [0.1 + 0.2 + 0.3] * len(PARTS)
 
 
 def test_a_step_is_finite_only_if_it_is_in_every_process() -> None:
-    bad = (Computed([1.0] * 4, 1.0, False), 0, 0, math.inf, False)
+    bad = (Computed([1.0] * len(PARTS), 1.0, False), 0, 0, math.inf, False)
     assert [verdict.finite for verdict in verdicts(SILENT, SILENT)] == [True, True]
     assert [verdict.finite for verdict in verdicts(SILENT, bad)] == [False, False]
     assert [verdict.finite for verdict in verdicts(bad, SILENT)] == [False, False]
@@ -83,18 +84,20 @@ def test_a_step_is_finite_only_if_it_is_in_every_process() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e308])
 def test_losses_that_add_up_to_no_number_are_not_finite(value: float) -> None:
-    said: Said = (Computed([1.0, 1.0, value, 1.0], 1.0, True), 0, 0, math.inf, False)
+    said: Said = (Computed([*[1.0] * (len(PARTS) - 1), value], 1.0, True), 0, 0, math.inf, False)
     assert [verdict.finite for verdict in verdicts(said, said)] == [False, False]
 
 
 def test_a_step_is_not_taken_if_the_processes_have_different_gradients() -> None:
     """As after an exchange on GPUs that was broken off, which raises nothing."""
-    parts: list[Said] = [(Computed([1.0] * 4, norm, True), 0, 0, math.inf, False) for norm in (2.0, 2.1)]
+    parts: list[Said] = [(Computed([1.0] * len(PARTS), norm, True), 0, 0, math.inf, False) for norm in (2.0, 2.1)]
     with pytest.raises(PeerLostError, match=r"different gradients \(norms \[2\.0, 2\.1\]\)"):
         verdicts(*parts)
-    alike: list[Said] = [(Computed([1.0] * 4, norm, True), 0, 0, math.inf, False) for norm in (2.0, 2.0000001)]
+    alike: list[Said] = [(Computed([1.0] * len(PARTS), norm, True), 0, 0, math.inf, False) for norm in (2.0, 2.0000001)]
     assert all(verdict.finite for verdict in verdicts(*alike))
-    skipped: list[Said] = [(Computed([1.0] * 4, norm, False), 0, 0, math.inf, False) for norm in (math.nan, math.inf)]
+    skipped: list[Said] = [
+        (Computed([1.0] * len(PARTS), norm, False), 0, 0, math.inf, False) for norm in (math.nan, math.inf)
+    ]
     assert not any(verdict.finite for verdict in verdicts(*skipped))
 
 

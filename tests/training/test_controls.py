@@ -2,8 +2,7 @@
 the comparison notices.
 
 Three pieces have theirs elsewhere: the fsync of the parent folder (tests/durable/test_crash_points.py), the check and
-the lock of the lease (tests/durable/test_lease.py), the shield of the workers (here, below, and in tests/data). There
-is no moving average of the weights.
+the lock of the lease (tests/durable/test_lease.py), the shield of the workers (here, below, and in tests/data).
 """
 
 import multiprocessing
@@ -33,6 +32,7 @@ from agl_core.training import step as step_module
 from agl_core.training import trainer as trainer_module
 from agl_core.training import workbench as workbench_module
 from agl_core.training.batchnorm import RunningStatistics
+from agl_core.training.ema import Average
 from agl_core.training.schedule import learning_rate
 from agl_core.training.state import TrainingState
 from tests.training.faults import PROCESSES, Poison, disturb, scored, small, train
@@ -68,6 +68,10 @@ def poisoned(patch: Patch) -> None:
     Poison(patch, {4, 5})
 
 
+def averaged(patch: Patch) -> None:
+    """There is an average of the weights."""
+
+
 def settings(store: Path, common: Callable[[Patch], None]) -> TrainConfig:
     made = small(
         store,
@@ -77,6 +81,7 @@ def settings(store: Path, common: Callable[[Patch], None]) -> TrainConfig:
         divergence=DivergenceConfig(max_skips=2),
     )
     made.stages["first"].schedule = ScheduleConfig(name="cosine")
+    made.stages["first"].ema = 0.9 if common is averaged else 0.0
     return made
 
 
@@ -164,6 +169,18 @@ def skips(patch: Patch) -> None:
     in_state(patch, "restore", restore)
 
 
+def average(patch: Patch) -> None:
+    """The average begins anew."""
+    load = Average.load
+    patch.setattr(Average, "load", lambda average, tensors: load(average, {}))
+
+
+def steps_of_average(patch: Patch) -> None:
+    """The warm-up of the average knows only how many steps this incarnation has done."""
+    update, calls = Average.update, count(1)
+    patch.setattr(Average, "update", lambda average, step: update(average, next(calls)))
+
+
 def choice_of_checkpoint(patch: Patch) -> None:
     """A stage goes back to whatever was saved last."""
     patch.setattr(build_module, "load_checkpoint", lambda folder, accept: load_checkpoint(folder))
@@ -193,6 +210,9 @@ CONTROLS = [
     Control(cursor, "samples"),
     Control(forward_keys, "losses"),
     Control(crop_keys, "losses"),
+    Control(nothing, "nothing", averaged),
+    Control(average, "state", averaged),
+    Control(steps_of_average, "state", averaged),
     Control(best_score, "best", judged),
     Control(link, "link"),
     Control(skips, "order", poisoned, how="signal"),

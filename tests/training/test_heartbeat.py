@@ -60,11 +60,26 @@ def test_a_process_that_left_in_order_is_not_lost() -> None:
     assert not one.look()
 
 
-def test_a_store_out_of_reach_is_the_first_process_lost() -> None:
-    class Gone:
-        def add(self, key: str, amount: int) -> int:
-            raise RuntimeError("Connection reset by peer")
+def test_a_process_that_cannot_go_on_is_lost_at_once_even_if_it_leaves_in_order() -> None:
+    _, one, two = pair()
+    two.start()
+    assert not one.look()
+    two.fail()
+    assert one.look()
+    two.close()
+    assert one.look()
 
+
+def test_who_cannot_go_on_need_not_reach_the_others() -> None:
+    Heartbeat(Gone(), 1, 2, lambda: None).fail()
+
+
+class Gone:
+    def add(self, key: str, amount: int) -> int:
+        raise RuntimeError("Connection reset by peer")
+
+
+def test_a_store_out_of_reach_is_the_first_process_lost() -> None:
     beat = Heartbeat(Gone(), 1, 2, lambda: None)
     assert beat.look()
 

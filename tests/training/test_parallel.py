@@ -2,12 +2,14 @@
 
 import multiprocessing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from agl_core.durable.exits import PeerLostError
+from agl_core.errors import UserError
+from agl_core.training.memory import MemoryShortageError
 from agl_core.training.parallel import Parallel
 
 
@@ -74,3 +76,38 @@ def test_a_job_that_has_asked_for_gpus_does_not_make_do_without(monkeypatch: pyt
     assert Parallel().device.type == "cpu"
     with pytest.raises(RuntimeError, match=r"no GPU can be used on .*, though this job has asked for some"):
         Parallel(needs_gpu=True)
+
+
+class Pulse:
+    """Stands for the heartbeat that processes with GPUs have."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def fail(self) -> None:
+        self.said.append("failed")
+
+    def close(self) -> None:
+        self.said.append("left")
+
+
+def test_who_cannot_go_on_tells_the_others_and_gives_up_on_them() -> None:
+    parallel, pulse = Parallel(0, 2), Pulse()
+    parallel._heartbeat = cast(Any, pulse)
+    parallel.fail()
+    assert pulse.said == ["failed"]
+    with pytest.raises(PeerLostError, match="has given up on the others"):
+        parallel.barrier()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(MemoryShortageError("8 crops"), ["failed", "left"]), (UserError("all of them"), ["left"]), (None, ["left"])],
+)
+def test_who_leaves_by_itself_for_lack_of_memory_does_not_leave_in_order(
+    error: Exception | None, said: list[str]
+) -> None:
+    parallel, pulse = Parallel(0, 2), Pulse()
+    parallel._heartbeat = cast(Any, pulse)
+    parallel.__exit__(None if error is None else type(error), error, None)
+    assert pulse.said == said
