@@ -67,8 +67,9 @@ VERBS = {
             "recipe",
             RecipeConfig,
             "show what a recipe comes to, and what of it differs from the defaults",
-            "Print a recipe's whole configuration as YAML, or what differs from the defaults or from another recipe. "
-            "Without a name, list the recipes. What is printed with --all is a recipe itself.",
+            "Print what of a recipe differs from the defaults or from another recipe, or with --all every key, as YAML "
+            "with the source of each value. Without a name, list the recipes. Without --diff, what is printed is a "
+            "recipe itself.",
             "python launch.py recipe kbrodt",
         ),
         Verb(

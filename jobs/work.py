@@ -71,6 +71,7 @@ def _predict(run: Run, guard: Guard) -> dict[str, Any]:
         split="test",
         out=str(run.predictions),
         unit=config.unit,
+        tta=config.tta,
         threads=config.threads,
     )
     return {"images": predict(asked, guard), "weights": asked.weights}

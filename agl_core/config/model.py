@@ -102,7 +102,9 @@ class FitConfig:
     precision: str = option(
         "auto", "precision of forward passes, as in training", choices=("auto", "float32", "float16", "bfloat16")
     )
-    gradient_checkpointing: bool = option(False, "compute activations again in the backward pass, as in training")
+    gradient_checkpointing: bool | None = option(
+        None, "compute activations again in the backward pass, as in training; default: as the recipe does"
+    )
     memory: float | None = option(None, "GB of the device that may be used; default: all that is free")
     most: int = option(64, "largest micro-batch to try")
     steps: int = option(5, "optimiser steps to time, after two that are not")

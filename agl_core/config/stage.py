@@ -147,8 +147,8 @@ class ModelConfig:
     )
     decoder_channels: list[int] = option(
         lambda: [256, 128, 64, 32, 16],
-        "channels of the five decoder blocks, coarsest first; fpn takes the first for its pyramid, the second for what "
-        "it joins",
+        "channels of the five decoder blocks, coarsest first; fpn takes the first for its pyramid, the second "
+        "(a multiple of 32, at least 64) for what it joins",
     )
     attention: str = option(
         "none",

@@ -24,7 +24,7 @@ from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.guard import Guard
 from agl_core.errors import UserError, valid_choice
 from agl_core.files import writable_folder
-from agl_core.inference.predictor import NotFiniteError, Prediction, Predictor, city_index
+from agl_core.inference.predictor import SYMMETRIES, NotFiniteError, Prediction, Predictor, city_index
 from agl_core.inference.writer import PredictionWriter
 from agl_core.model.precision import DTYPES
 from agl_core.model.weights import load_weights
@@ -59,6 +59,7 @@ def predict(config: PredictConfig, guard: Guard | None = None) -> int:
     valid_choice("unit", config.unit, list(UNITS))
     valid_choice("split", config.split, ["test", "train"])
     valid_choice("precision", config.precision, ["auto", *DTYPES])
+    valid_choice("tta", config.tta, ["auto", *SYMMETRIES])
     if config.threads is not None and config.threads < 1:
         raise UserError(f"threads is {config.threads}: give at least 1, or leave it out for all cores")
     weights = find_weights(Path(config.runs), config.run, config.weights)
@@ -69,7 +70,8 @@ def predict(config: PredictConfig, guard: Guard | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = config.precision if config.precision != "auto" else trained_precision(metadata, device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    predictor = Predictor(model, max_agl(metadata), config.window, config.overlap, precision, device)
+    tta = config.tta if config.tta != "auto" else trained_tta(metadata)
+    predictor = Predictor(model, max_agl(metadata), config.window, config.overlap, precision, device, tta)
     writer = PredictionWriter(writable_folder(Path(config.out), "--out"), config.unit)
     settings = {
         "weights": _digest(weights.path),
@@ -77,6 +79,7 @@ def predict(config: PredictConfig, guard: Guard | None = None) -> int:
         "window": config.window,
         "overlap": config.overlap if config.window else 0,
         "precision": predictor.precision.name,
+        **({"tta": tta} if tta != "none" else {}),  # so that predictions from before there was a choice are kept
     }
     kept = writer.keep(weights.name, settings, {record.id: _source(record) for record in records})
     with _cpu_threads(config.threads):
@@ -90,7 +93,8 @@ def predict(config: PredictConfig, guard: Guard | None = None) -> int:
 
 
 def find_weights(runs: Path, run: str, weights: str) -> Weights:
-    """The file that `weights` means: best, last, <stage>/best, <stage>/last, or a path ending in .safetensors.
+    """The file that `weights` means: best, last, last-ema (the average of the last ones), <stage>/best and so on,
+    or a path ending in .safetensors.
 
     Without a stage it is the last stage of the run that has weights.
     """
@@ -103,13 +107,15 @@ def find_weights(runs: Path, run: str, weights: str) -> Weights:
         raise UserError(f"there is no run {run!r} in {runs}: it has {', '.join(known) or 'none'}")
     stages = _stages(runs / run / "config.yaml")
     stage, _, which = weights.rpartition("/")
-    valid_choice("weights", which, ["best", "last"])
+    valid_choice("weights", which, ["best", "last", "last-ema"])
     asked = [valid_choice("stage", stage, stages)] if stage else stages
     for name in reversed(asked):
         path = runs / run / "weights" / name / f"{which}.safetensors"
         if path.is_file():
             unfinished = asked[asked.index(name) + 1 :]
-            remark = f" ({', '.join(unfinished)} has none yet)" if unfinished else ""
+            # A stage that has its weights may be without an average for good.
+            yet = "" if which == "last-ema" else " yet"
+            remark = f" ({', '.join(unfinished)} has none{yet})" if unfinished else ""
             return Weights(path, f"{run}, {name}/{which}{remark}")
     have = sorted(str(path.relative_to(runs / run)) for path in (runs / run / "weights").glob("*/*.safetensors"))
     raise UserError(f"run {run!r} has no weights {weights!r} yet: it has {', '.join(have) or 'none'}")
@@ -125,6 +131,11 @@ def trained_precision(metadata: Mapping[str, Any], device: torch.device) -> str:
     """The precision that the training run was given; auto where it was given none or one that `device` has not."""
     recorded = str(metadata.get("config", {}).get("precision", "auto"))
     return "auto" if recorded == "float16" and device.type == "cpu" else recorded
+
+
+def trained_tta(metadata: Mapping[str, Any]) -> str:
+    """The test-time augmentation that the training run was given; none for weights from before there was a choice."""
+    return str(metadata.get("config", {}).get("tta", "none"))
 
 
 def _stages(path: Path) -> list[str]:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agl_core.data.tiles import HIGHEST_CM
-from agl_core.errors import UserError
-from agl_core.geometry import Pose, angle_from_direction
+from agl_core.errors import UserError, valid_choice
+from agl_core.geometry import D4, IDENTITY, Pose, angle_from_direction, apply, apply_direction
 from agl_core.inference.windows import blend_weights, pad_to_multiple, window_starts
 from agl_core.model.network import STRIDE
 from agl_core.model.precision import Precision
+
+SYMMETRIES = {"none": (IDENTITY,), "d4": D4}
+"""Under which symmetries of the pixel grid an image is predicted, in this order, by the name of `tta`."""
 
 
 class NotFiniteError(UserError):
@@ -45,12 +48,15 @@ class Predictor:
         overlap: int = 128,
         precision: str = "auto",
         device: torch.device | str | None = None,
+        tta: str = "none",
     ) -> None:
         """`model` has the attributes and the forward pass of `GeoposeNet`; its modes are restored after each image.
 
         max_agl: highest height by city, metres, with `default` for the cities not named. window: side of the
         overlapping windows, 0 for whole images. precision: as in training, `auto` for the device's own
-        (see `Precision.choose`). device: moves the model there; by default it stays where it is.
+        (see `Precision.choose`). device: moves the model there; by default it stays where it is. tta: `none`, or `d4`
+        to predict every image, or window, in all eight symmetries of the square: the answers are taken back into the
+        image as it is, and averaged. That takes eight times as long and no more memory on the device.
         """
         if window and (window < STRIDE or window % STRIDE):
             raise UserError(f"window is {window} pixels: give a multiple of {STRIDE}, or 0 for whole images")
@@ -60,6 +66,7 @@ class Predictor:
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.max_agl, self.window, self.overlap = dict(max_agl), window, overlap
         self.precision = Precision.choose(precision, self.device)
+        self.symmetries = SYMMETRIES[valid_choice("tta", tta, list(SYMMETRIES))]
 
     def predict(self, rgb: NDArray[np.uint8], city: str, gsd: float) -> Prediction:
         """Heights and pose of one image.
@@ -88,23 +95,42 @@ class Predictor:
     def _blend(
         self, rgb: NDArray[np.uint8], conditions: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[NDArray[np.float32] | NDArray[np.float64], Pose]:
-        """(H, W) metres and pose of the whole image, from one forward pass per window."""
+        """(H, W) metres and pose of the whole image, from the answers of its windows."""
         height, width = rgb.shape[:2]
         window_height, window_width = (min(self.window, n) if self.window else n for n in (height, width))
         ys, xs = (window_starts(n, self.window or n, self.overlap) for n in (height, width))
         if len(ys) == len(xs) == 1:
-            metres, pose = self._forward(rgb, conditions)
-            return metres, _mean_pose([pose])
+            metres, poses = self._answer(rgb, conditions)
+            return metres, _mean_pose(poses)
         weights = np.outer(blend_weights(window_height, self.overlap), blend_weights(window_width, self.overlap))
         total, weight, poses = np.zeros((height, width)), np.zeros((height, width)), []
         for y in ys:
             for x in xs:
                 inside = np.s_[y : y + window_height, x : x + window_width]
-                metres, pose = self._forward(rgb[inside], conditions)
+                metres, further = self._answer(rgb[inside], conditions)
                 total[inside] += weights * metres
                 weight[inside] += weights
-                poses.append(pose)
+                poses += further
         return total / weight, _mean_pose(poses)
+
+    def _answer(
+        self, rgb: NDArray[np.uint8], conditions: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[NDArray[np.float32] | NDArray[np.float64], list[list[float]]]:
+        """(H, W) metres of one window, the mean over the symmetries, and (scale, sin, cos) by symmetry.
+
+        What the network says of a turned or mirrored window is turned or mirrored back, which is exact. The scale and
+        the gsd are the same in all of them.
+        """
+        if self.symmetries == (IDENTITY,):
+            metres, pose = self._forward(rgb, conditions)
+            return metres, [pose]
+        total, poses = np.zeros(rgb.shape[:2]), []
+        for symmetry in self.symmetries:
+            metres, (scale, dx, dy) = self._forward(apply(rgb, symmetry), conditions)
+            back = symmetry.inverse()
+            total += apply(metres, back)
+            poses.append([scale, *apply_direction(dx, dy, back)])
+        return total / len(self.symmetries), poses
 
     def _forward(
         self, rgb: NDArray[np.uint8], conditions: tuple[torch.Tensor, torch.Tensor]
@@ -150,7 +176,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _mean_pose(poses: list[list[float]]) -> Pose:
-    """Pose of an image from (scale, sin, cos) of its windows: mean scale, and the direction of the mean unit vector."""
+    """Pose of an image from (scale, sin, cos) of its windows and symmetries: mean scale, and the direction of the mean
+    unit vector."""
     scale = math.fsum(scale for scale, _, _ in poses) / len(poses)
     lengths = [math.hypot(x, y) or 1.0 for _, x, y in poses]
     dx = math.fsum(x / length for (_, x, _), length in zip(poses, lengths, strict=True))

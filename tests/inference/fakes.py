@@ -44,3 +44,24 @@ class AnswerNet(PointwiseNet):
     def forward(self, image, city, gsd):
         agl, pose = super().forward(image, city, gsd)
         return Output(torch.full_like(agl, self.height), pose)
+
+
+class HeavySideNet(PointwiseNet):
+    """An answer that turns with the image, to the last bit: the pose points from the middle to where it is bright.
+
+    `drift` spoils that: so much is added to the direction, and so many metres from each column to the next.
+    """
+
+    def __init__(self, drift=0.0, **options):
+        super().__init__(**options)
+        self.drift = drift
+
+    def forward(self, image, city, gsd):
+        agl, pose = super().forward(image, city, gsd)
+        grey = image.double().sum(1)[0]
+        height, width = grey.shape
+        ys, xs = (2 * torch.arange(n, dtype=torch.float64) - (n - 1) for n in (height, width))
+        pose[0, 0] += 0.001 * self.drift * float(image[0, 0, 0, 0])
+        pose[0, 1] = (grey.sum(0) * xs).sum() / grey.sum() + self.drift
+        pose[0, 2] = (grey.sum(1) * ys).sum() / grey.sum() + self.drift
+        return Output(agl + self.drift * torch.arange(width), pose)

@@ -16,7 +16,7 @@ from agl_core.durable.guard import Guard
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
 from agl_core.inference import predict as predict_module
-from agl_core.inference.predict import find_weights, max_agl, predict, trained_precision
+from agl_core.inference.predict import find_weights, max_agl, predict, trained_precision, trained_tta
 from agl_core.inference.predictor import Predictor
 from agl_core.scoring.evaluate import evaluate
 from agl_core.scoring.score import ImageResult, score
@@ -168,6 +168,33 @@ def test_a_gpu_predicts_in_the_float16_of_training():
     assert trained_precision({"config": {"precision": "float16"}}, torch.device("cuda")) == "float16"
 
 
+@pytest.mark.parametrize(
+    ("given", "trained", "passes"),
+    [("auto", {"tta": "d4"}, 8), ("auto", {"tta": "none"}, 1), ("auto", {}, 1), ("none", {"tta": "d4"}, 1),
+     ("d4", {}, 8)],
+)  # fmt: skip
+def test_the_test_time_augmentation_is_that_of_the_training_run_unless_another_is_asked_for(
+    config, load, given, trained, passes
+):
+    model = PointwiseNet()
+    load(model, {"config": trained})
+    config.tta = given
+    predict(config)
+    assert len(model.seen) == passes * len(IDS)
+    assert trained_tta({}) == "none"  # of a file without its configuration
+
+
+def test_predictions_of_another_test_time_augmentation_are_not_kept(config, load):
+    model = PointwiseNet()
+    load(model)
+    for tta, passes in (("none", 1), ("auto", 0), ("d4", 8), ("d4", 0), ("none", 1)):
+        model.seen.clear()
+        config.tta = tta
+        predict(config)
+        assert len(model.seen) == passes * len(IDS), tta
+    assert "tta" not in json.loads((Path(config.out) / "about.json").read_text())["settings"]
+
+
 def test_a_weights_file_needs_no_run(config, load, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_text("")
@@ -224,6 +251,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_image(config, 
         ({"split": "val"}, "choose one of test, train"),
         ({"window": 50}, "multiple of 32"),
         ({"precision": "int8"}, "choose one of auto, float32"),
+        ({"tta": "d8"}, "choose one of auto, none, d4"),
         ({"data": "nowhere"}, "nowhere"),
     ],
 )
@@ -246,6 +274,16 @@ def test_best_and_last_are_those_of_the_last_stage_that_has_them(tmp_path):
     assert find_weights(tmp_path, "done", "pretrain/best").path.read_text() == "pretrain/best"
 
 
+def test_the_average_is_that_of_the_last_stage_that_has_one(tmp_path):
+    write_run(tmp_path, weights=["pretrain/last-ema", "pretrain/last", "finetune/last"])
+    found = find_weights(tmp_path, "first", "last-ema")
+    assert found.path.read_text() == "pretrain/last-ema"
+    assert found.name == "first, pretrain/last-ema (finetune has none)"
+    assert find_weights(tmp_path, "first", "pretrain/last-ema").path == found.path
+    with pytest.raises(UserError, match=r"no weights 'finetune/last-ema' yet: it has .*pretrain/last-ema"):
+        find_weights(tmp_path, "first", "finetune/last-ema")
+
+
 def test_stages_count_in_the_order_of_the_configuration(tmp_path):
     write_run(tmp_path, stages=("z", "a"), weights=["a/best", "z/best"])
     assert find_weights(tmp_path, "first", "best").path.read_text() == "a/best"
@@ -264,7 +302,7 @@ def test_a_path_is_used_as_it_is_without_a_run(tmp_path):
     [
         ("second", "best", "no run 'second' in .*: it has first, other"),
         ("", "best", "it has first, other"),
-        ("first", "newest", "choose one of best, last"),
+        ("first", "newest", "choose one of best, last, last-ema"),
         ("first", "warmup/best", "choose one of pretrain, finetune"),
         ("first", "finetune/best", "no weights 'finetune/best' yet: it has weights/pretrain/best.safetensors"),
         ("other", "best", "it has none"),

@@ -8,9 +8,10 @@ import torch
 
 from agl_core.config import ModelConfig
 from agl_core.errors import UserError
-from agl_core.inference.predictor import NotFiniteError, Predictor
+from agl_core.geometry import D4
+from agl_core.inference.predictor import SYMMETRIES, NotFiniteError, Predictor
 from agl_core.model.network import GeoposeNet
-from tests.inference.fakes import AnswerNet, PointwiseNet, SurroundingsNet
+from tests.inference.fakes import AnswerNet, HeavySideNet, PointwiseNet, SurroundingsNet
 
 HIGH = {"default": 200.0, "B": 10.0}
 
@@ -197,3 +198,76 @@ def test_the_real_network_predicts_an_odd_size_whole_and_in_windows():
         prediction = Predictor(model, HIGH, window, 16).predict(photo(75, 101), "B", 0.5)
         assert prediction.agl_cm.shape == (75, 101)
         assert prediction.agl_cm.max() <= 1000
+
+
+def lopsided(height, width):
+    """A photo that is brighter towards one corner, and nowhere symmetric."""
+    slope = np.linspace(0.2, 1, height)[:, None] * np.linspace(0.5, 1, width)
+    return (photo(height, width) * slope[..., None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 96), (160, 64)])
+@pytest.mark.parametrize(("window", "overlap"), [(0, 0), (64, 32), (32, 0)])
+def test_a_network_whose_answer_turns_with_the_image_says_the_very_same_in_all_eight_symmetries(size, window, overlap):
+    rgb = lopsided(*size)
+    once = Predictor(HeavySideNet(), HIGH, window, overlap).predict(rgb, "A", 0.5)
+    averaged = Predictor(HeavySideNet(), HIGH, window, overlap, tta="d4").predict(rgb, "A", 0.5)
+    np.testing.assert_array_equal(averaged.agl_cm, once.agl_cm)
+    assert averaged.pose == once.pose
+
+
+def undone(heights, pose, turns, mirrored):
+    """Heights and pose of an image from those after `turns` quarter turns and then perhaps a mirror, by numpy."""
+    angle = -pose.angle if mirrored else pose.angle
+    return np.rot90(heights[:, ::-1] if mirrored else heights, -turns), angle - turns * math.pi / 2
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 96), (45, 70)])
+def test_eight_answers_are_each_taken_back_and_averaged_as_heights_scales_and_unit_vectors(size):
+    rgb, model = lopsided(*size), HeavySideNet(drift=0.25)
+    heights, scales, angles = [], [], []
+    for turns in range(4):
+        for mirrored in (False, True):
+            seen = np.rot90(rgb, turns)
+            answer = Predictor(model, HIGH).predict(seen[:, ::-1] if mirrored else seen, "A", 0.5)
+            metres, angle = undone(answer.agl_cm / 100, answer.pose, turns, mirrored)
+            heights.append(metres)
+            scales.append(answer.pose.scale)
+            angles.append(angle)
+    assert np.std(scales) > 1e-3  # they do not agree, so that taking just one of them would be seen
+    assert np.abs(heights[0] - np.mean(heights, 0)).max() > 1
+    averaged = Predictor(model, HIGH, tta="d4").predict(rgb, "A", 0.5)
+    np.testing.assert_allclose(averaged.agl_cm / 100, np.mean(heights, 0), atol=0.0101)
+    assert averaged.pose.scale == pytest.approx(np.mean(scales))
+    expected = math.atan2(np.mean(np.sin(angles)), np.mean(np.cos(angles))) % (2 * math.pi)
+    assert averaged.pose.angle == pytest.approx(expected)
+
+
+def test_the_symmetries_are_tried_in_a_fixed_order_with_the_same_city_and_gsd_and_nothing_is_left_to_chance():
+    assert SYMMETRIES["d4"] == D4
+    assert len(set(D4)) == 8
+    rgb, model = photo(70, 30), HeavySideNet(drift=0.25)
+    predictor = Predictor(model, HIGH, 64, 16, tta="d4")
+    first, again = (predictor.predict(rgb, "B", 0.3) for _ in range(2))
+    np.testing.assert_array_equal(first.agl_cm, again.agl_cm)
+    assert first.pose == again.pose
+    shapes, cities, gsds = zip(*model.seen, strict=True)
+    upright, lying = (64, 32), (32, 64)  # windows of 64 x 30, two of them, padded
+    assert shapes == 4 * (2 * (upright, lying, upright, lying))
+    assert set(map(tuple, cities)) == {(1,)}
+    assert len(set(map(tuple, gsds))) == 1
+
+
+def test_one_answer_of_the_eight_that_is_not_finite_is_an_error():
+    class BreakingNet(PointwiseNet):
+        def forward(self, image, city, gsd):
+            agl, pose = super().forward(image, city, gsd)
+            return agl, pose * math.nan if len(self.seen) == 8 else pose
+
+    with pytest.raises(NotFiniteError, match="not finite"):
+        Predictor(BreakingNet(), HIGH, tta="d4").predict(photo(8, 8), "A", 0.5)
+
+
+def test_an_unknown_test_time_augmentation_is_refused():
+    with pytest.raises(UserError, match="unknown tta 'd8': choose one of none, d4"):
+        Predictor(PointwiseNet(), HIGH, tta="d8")

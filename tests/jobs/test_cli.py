@@ -159,7 +159,7 @@ REFUSED = [
     ("seed=1 seed=1", ["seed is given twice"]),
     ("--seed", ["--seed", "expected one argument"]),
     ("--dry-run=yes", ["--dry-run"]),
-    ("train --recipe demo", ["unknown verb 'train'", "world, prepare, recipe, weights, fit, predict", "without a verb"]),
+    ("train --recipe demo", ["unknown verb 'train'", "world, prepare, recipe, weights, fit", "without a verb"]),
     ("--recipe demo predict", ["'predict' is a verb", "first"]),
     ("some/path", ["'some/path' is neither", "key=value"]),
     ("world", ["world needs --out", "example"]),
@@ -219,7 +219,7 @@ def test_the_top_level_help_names_every_verb_recipe_cluster_and_cluster_key() ->
     for verb in VERBS.values():
         assert f"  {verb.name} " in text
         assert verb.summary in " ".join(text.split())
-    assert "recipes: demo, kbrodt" in text
+    assert "recipes: best, demo, kbrodt, small" in text
     assert "clusters: debug, local, slurm" in text
     for entry in fields(ClusterConfig):
         assert f"cluster.{entry.name}" in text
