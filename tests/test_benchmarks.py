@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +15,12 @@ import torch
 
 from agl_core.data.catalog import read_catalog
 from agl_core.data.store import StoreEntry
+from agl_core.errors import UserError
 from agl_core.geometry import Pose
-from benchmarks import footprint, reference_way, table, tiles, training
+from agl_core.reporting.events import read_events
+from agl_core.training.fit_bench import Job
+from agl_core.training.fit_device import Device
+from benchmarks import device, footprint, reference_way, table, tiles, training
 from benchmarks.harness import (
     Arguments,
     Comparison,
@@ -34,7 +39,9 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
-    if "\ndef main(" in path.read_text() and path.stem != "table"  # which only prints what the others found
+    if "\ndef main(" in path.read_text()
+    and path.stem != "table"  # which only prints what the others found
+    and not path.stem.endswith("_study")  # which compare results, not times
 )
 
 
@@ -290,20 +297,105 @@ def test_the_page_of_results_has_machine_promises_and_tables(
     assert "### One thing\n\n| what | MB |\n| --- | --- |\n| a \\| b | 3 |\n\nMeasured once." in page
 
 
-def test_both_training_loops_compute_the_same_weights() -> None:
+def test_both_training_loops_compute_the_same_losses_with_everything_on(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     case = training.QUICK
-    batches, (bare, own) = training.synthetic_batches(case), training.networks(case)
-    before = own.agl_head.weight.clone()
-    bare_step = training.bare_loop(bare, batches, case.stage())
-    own_step = training.project_step(own, batches, case.stage())
-    bare_step()
-    own_step()
+    config = case.config(training.write_store(tmp_path / "store", case.tiles, case.crop + 32), ema=0.5)
+    batches = training.the_same_batches(config, 1 + case.steps)
+    bare = training.BareLoop(config, training.CITIES, iter(batches), case.steps)
+    bare.step()
+    with training.Trainer(config, tmp_path / "run", case.steps) as own:
+        bare()
+        own()
+        assert threading.active_count() > 1
     torch.set_num_threads(threads)
-    assert not torch.equal(before, own.agl_head.weight)
-    for (name, one), (_, other) in zip(bare.named_parameters(), own.named_parameters(), strict=True):
-        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6), name
+    assert len(own.losses) == len(bare.losses) == 1 + case.steps
+    assert training.difference(own.losses, bare.losses) < 1e-5
+    assert bare.losses[0] != bare.losses[-1]
+    # What the claim is about: events and TensorBoard at every step, a checkpoint in every round, the chain, the lease.
+    events = read_events(tmp_path / "run" / "events.jsonl")
+    kinds = [event["kind"] for event in events]
+    assert kinds.count("step") == 1 + case.steps
+    assert any(event["kind"] == "warning" for event in events) is False
+    assert list((tmp_path / "run" / "checkpoints" / training.STAGE).glob("step*"))
+    for name in ("chain", "tensorboard", "lease.json"):
+        assert (tmp_path / "run" / name).exists(), name
+    assert not [thread for thread in threading.enumerate() if thread.name in ("trainer", "feed", "checkpoint")]
+
+
+def test_what_goes_wrong_in_the_trainers_thread_is_raised_where_it_is_stepped(tmp_path: Path) -> None:
+    case = training.QUICK
+    with pytest.raises(UserError), training.Trainer(case.config(tmp_path / "absent"), tmp_path / "run", case.steps):
+        pass
+
+
+def test_overhead_is_that_of_rounds_next_to_each_other() -> None:
+    result = Comparison("bare", {"bare": [1.0, 1.0], "ours": [9.0, 9.0], "with": [2.0, 4.0], "theirs": [1.0, 5.0]})
+    assert training.overhead(result, "with", "theirs") == pytest.approx(100 * ((2.0 + 0.8) / 2 - 1))
+
+
+def test_the_device_has_all_ways_of_a_step_that_it_can_do_and_says_what_it_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = Device("cpu", "a CPU", 16 * 10**9, 8 * 10**9)
+    ways, left_out = device.variants(device.QUICK, cpu)
+    assert [(way.name, way.precision) for way in ways] == [
+        (device.BASELINE, "float32"),
+        ("AdamW, not fused", "float32"),
+        ("not channels_last", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("gradient checkpointing", "float32"),
+    ]
+    assert [line.split(":")[0] for line in left_out] == ["apex", "float16"]
+    jobs = {way.name: way.job(device.QUICK, cpu) for way in ways}
+    assert jobs["AdamW, not fused"].config.stages[training.STAGE].optimizer.name == "adamw-plain"
+    assert not jobs["not channels_last"].config.channels_last
+    assert jobs["gradient checkpointing"].config.gradient_checkpointing
+    monkeypatch.setattr(device, "missing", lambda _: "")
+    assert "apex FusedAdam" in [way.name for way in device.variants(device.QUICK, cpu)[0]]
+    smp = device.Case("resnet18", 64, 4, 1, 2, 2, 2)
+    assert "gradient checkpointing: resnet18 has none" in device.variants(smp, cpu)[1]
+
+
+def test_a_way_that_does_not_fit_beside_the_others_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bench:
+        def __init__(self, job: Job, _: torch.device) -> None:
+            self.precision = job.precision
+
+        def steps(self, _: int) -> Callable[[], None]:
+            if self.precision == "bfloat16":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return lambda: None
+
+    monkeypatch.setattr(device, "Bench", Bench)
+    cpu = Device("cpu", "a CPU", 16 * 10**9, 8 * 10**9)
+    ways = [device.Variant(device.BASELINE, "float32"), device.Variant("bfloat16", "bfloat16")]
+    found, left_out = device.contenders(device.QUICK, cpu, ways)
+    assert list(found) == [device.BASELINE]
+    assert left_out == ["bfloat16: does not fit beside the others"]
+
+
+def test_the_result_of_a_device_is_kept_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = {"device": "NVIDIA H100 80GB (SXM)", "gb": 85.0, "driver": "570.1", "cuda": "12.8"}
+    comparison = Comparison("as it is", {"as it is": [1.0], "float32": [2.0]})
+    report(comparison, "a step", {"rounds": 1, "about": about}, Arguments(quick=False, json=tmp_path / "found.json"))
+    capsys.readouterr()
+    result = json.loads((tmp_path / "found.json").read_text())
+    files = device.record(result, tmp_path / "results")
+    assert [path.name for path in files] == ["nvidia-h100-80gb-sxm.json", "nvidia-h100-80gb-sxm.md"]
+    assert json.loads(files[0].read_text()) == result
+    page = files[1].read_text()
+    assert page.startswith(
+        "# NVIDIA H100 80GB (SXM)\n\nDevice NVIDIA H100 80GB (SXM), gb 85.0, driver 570.1, cuda 12.8."
+    )
+    assert "| float32 | 2000.000 | 2.000 (2.000 to 2.000)" in page
+
+
+def test_a_quick_run_is_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        device.main(["--quick", "--record"])
+    assert "leave --quick away" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="session", autouse=True)
