@@ -39,7 +39,7 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_commands_of_the_readme_do_the_whole_job(tmp_path: Path) -> None:
     written = [words for words in commands() if words[2] != "drill"]
     assert [words[2] for words in written[:2]] == ["world", "prepare"]
-    assert len(written) == 8
+    assert len(written) == 10
     for words in written:
         done = run(words, tmp_path)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
