@@ -165,7 +165,7 @@ class ModelConfig:
     scale_head: str = option(
         "direct",
         "direct: the scale is an output of its own (the reference's); prior: outputs correct a scale that is learnt "
-        "for each city and divided by the gsd",
+        "for each city (for all without use_city) and divided by the gsd",
         choices=("direct", "prior"),
     )
     pose_dropout: float = option(0.5, "dropout before the pose head's linear layer")

@@ -114,7 +114,8 @@ class RunningStatistics:
 
     def reduce(self, parallel: Parallel) -> None:
         """Add up what the processes have counted; the running statistics stay as they are."""
-        parallel.sum(self._sum)
+        if self._sum.numel():  # without batch norm it is empty, on the CPU, and GPUs do not exchange such
+            parallel.sum(self._sum)
 
     def finish_step(self, micro_batches: int) -> None:
         """Move the running statistics by one step of `micro_batches` forward passes over all processes, and leave

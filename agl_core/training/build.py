@@ -22,6 +22,7 @@ from agl_core.reporting.startup import stopwatch
 from agl_core.training.apex import choose
 from agl_core.training.batchnorm import RunningStatistics, synchronised
 from agl_core.training.ema import Average
+from agl_core.training.memory import telling
 from agl_core.training.optimizer import build_optimizer, load_optimizer_state
 from agl_core.training.parallel import Parallel
 from agl_core.training.state import TrainingState
@@ -50,8 +51,10 @@ class Origin:
         """The state to go on from, why newer checkpoints were skipped, and what else the checkpoint says.
 
         Raises:
-            UserError: the checkpoint was made with other tiles, the weights or moments to start from are missing or do
-                not fit, or the optimiser, batch norm or gradient checkpointing asked for cannot be had here.
+            UserError: in all processes, if the checkpoint was made with other tiles, the weights or moments to start
+                from are missing or do not fit, or the optimiser, batch norm or gradient checkpointing asked for cannot
+                be had in one.
+            MemoryShortageError: in one process, whose device has no room for the state.
         """
         stage = self.config.stages[self.stage]
         name, self.no_apex = choose(stage.optimizer.name, self.parallel)
@@ -62,16 +65,17 @@ class Origin:
                 f"run {self.run_dir.name} was started with other tiles than those of this store: give the --store of "
                 "the first start, or another --run"
             )
-        model = self._model(fresh=checkpoint is None)
-        scaler = torch.amp.GradScaler(self.precision.device.type, enabled=self.precision.scaled)
-        optimizer = build_optimizer(model, stage.optimizer, name)
-        state = TrainingState(model, optimizer, scaler, RunningStatistics(model))
-        if stage.ema:
-            state.average = Average(model, stage.ema)  # after the statistics, which give the network other buffers
-        if checkpoint is not None:
-            state.restore(checkpoint)
-        else:
-            load_optimizer_state(model, optimizer, self._first_moments())
+        with telling(self._too_large):
+            model = self._model_of_all(fresh=checkpoint is None)
+            scaler = torch.amp.GradScaler(self.precision.device.type, enabled=self.precision.scaled)
+            optimizer = build_optimizer(model, stage.optimizer, name)
+            state = TrainingState(model, optimizer, scaler, RunningStatistics(model))
+            if stage.ema:
+                state.average = Average(model, stage.ema)  # after the statistics, which give the network other buffers
+            if checkpoint is not None:
+                state.restore(checkpoint)
+            else:
+                load_optimizer_state(model, optimizer, self._first_moments())
         return state, skipped, checkpoint.state if checkpoint is not None else {}
 
     def roll_back(self, state: TrainingState) -> int:
@@ -112,15 +116,38 @@ class Origin:
             return {}
         earlier = stage.start.partition("/")[0]
         folder, record = self.run_dir / "checkpoints" / earlier, self.run_dir / "stages" / f"{earlier}.json"
-        steps = read_json(record)["steps"] if record.is_file() else None
-        checkpoint, _ = load_checkpoint(folder, lambda known: known["step"] == steps)
-        if self.parallel.any(checkpoint is None):
-            raise UserError(
-                f"stages.{self.stage}.optimizer.resume is true, but the checkpoint of the end of stage {earlier} is "
-                f"not in {folder} any more: start a new --run with stages.{self.stage}.optimizer.resume=false"
-            )
-        assert checkpoint is not None
-        return checkpoint.optimizer
+        for _ in range(PATIENCE):
+            steps = read_json(record)["steps"] if record.is_file() else None
+            checkpoint, _ = load_checkpoint(folder, lambda known, end=steps: known["step"] == end)  # type: ignore[misc]
+            found = [bool(flag) for flag in self.parallel.gather(torch.tensor([int(checkpoint is not None)]))]
+            if checkpoint is not None and all(found):
+                return checkpoint.optimizer
+            if not any(found):
+                break
+            time.sleep(1)  # a network file system may show it to the others a while later
+        raise UserError(
+            f"stages.{self.stage}.optimizer.resume is true, but the checkpoint of the end of stage {earlier} is "
+            f"not in {folder} any more: start a new --run with stages.{self.stage}.optimizer.resume=false"
+        )
+
+    def _model_of_all(self, fresh: bool) -> GeoposeNet:
+        """The network; a file that one process does not see or cannot use is told in all of them."""
+        model, reason = None, ""
+        try:
+            model = self._model(fresh)
+        except UserError as error:
+            reason = str(error)
+        if reason := self.parallel.any_text(reason):
+            raise UserError(reason)
+        assert model is not None
+        return model
+
+    def _too_large(self, asked: str) -> str:
+        further = f" ({asked} more could not be had)" if asked else ""
+        return (
+            f"{self.precision.device} has too little memory for the weights and moments of {self.config.encoder!r}"
+            f"{further}: use devices with more memory, or start a new --run with a smaller --encoder"
+        )
 
     def _anchored(self, anchor: int) -> Checkpoint | None:
         """The checkpoint of the step `anchor` in all processes, as soon as a network file system shows it to all."""

@@ -56,7 +56,7 @@ class Average:
         """Become what `tensors` once gave, bit for bit; or begin anew at the live weights if there are none, as in a
         checkpoint of a stage that had no average. The live network has been loaded before."""
         torch._foreach_copy_(self._own, [tensors[name] for name in self._tensors] if tensors else self._live)
-        torch._foreach_copy_(self._copies, self._originals)
+        self._copy()
 
     def restart(self) -> None:
         """Begin anew at the live weights."""
@@ -64,8 +64,13 @@ class Average:
 
     def weights(self) -> dict[str, Tensor]:
         """The complete state of a network with the average, for a weights file."""
-        torch._foreach_copy_(self._copies, self._originals)
+        self._copy()
         return self.network.state_dict()
+
+    def _copy(self) -> None:
+        """Take over what is not averaged; a network without batch norm and frozen parameters has none such."""
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._originals)
 
 
 def decay_at(decay: float, step: int) -> float:

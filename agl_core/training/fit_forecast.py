@@ -54,7 +54,10 @@ def usable(stage: StageConfig, largest: int, processes: int) -> int:
     """The micro-batch that a stage would train with where `largest` fits: its own, or the next smaller divisor of its
     batch that fits and leaves one for each of the processes."""
     most = min(stage.micro_batch, largest, stage.batch // processes)
-    return max(number for number in range(1, most + 1) if stage.batch % number == 0)
+    numbers = [number for number in range(1, most + 1) if stage.batch % number == 0]
+    # With sync_batchnorm every process must have as many; if that cannot be, training says so.
+    even = [number for number in numbers if not stage.sync_batchnorm or stage.batch // number % processes == 0]
+    return max(even or numbers)
 
 
 def check_processes(config: TrainConfig, processes: int) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
-from agl_core.durable.exits import PeerLostError
+from agl_core.durable.exits import InterruptedRunError, PeerLostError
+from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
 from agl_core.machine import cores
 from agl_core.reporting.startup import stopwatch
@@ -128,7 +129,7 @@ class Parallel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._heartbeat is not None:
-            if isinstance(error, MemoryShortageError):
+            if _alone(error):
                 self._heartbeat.fail()
             self._heartbeat.close()
         if dist.is_initialized():
@@ -217,6 +218,15 @@ class Parallel:
             if self.world_size > 1 and _tells_of_a_peer(error):
                 raise PeerLostError(str(error).splitlines()[0]) from error
             raise
+
+
+def _alone(error: BaseException | None) -> bool:
+    """Whether this process ends by a failure of its own, of which the others do not know; those that a user can mend
+    are raised by all together, but for a lack of memory."""
+    if isinstance(error, MemoryShortageError):
+        return True
+    known = UserError, InterruptedRunError, PeerLostError, LeaseLostError
+    return isinstance(error, Exception) and not isinstance(error, known)
 
 
 def _tells_of_a_peer(error: RuntimeError) -> bool:

@@ -118,9 +118,9 @@ class OptimizerStep:
         state.statistics.finish_step(self.micro_batches)
         with telling(self._advice):
             state.scaler.step(state.optimizer)
-        self._next()
-        if state.average is not None:
-            state.average.update(state.step)
+            self._next()
+            if state.average is not None:
+                state.average.update(state.step)
 
     def skip(self) -> None:
         """Leave the step that was computed out: only the step's number and the gradient scale move on."""
@@ -146,12 +146,14 @@ class OptimizerStep:
 
         DistributedDataParallel arranges its buckets anew after the first backward pass, and with three or more
         processes another arrangement adds gradients up in another order. The first step after a resume would then
-        differ in its last bits from the same step of an undisturbed run.
+        differ in its last bits from the same step of an undisturbed run. It takes no more memory than a step.
         """
-        device, size = self.parallel.device, self.stage.crop
-        images = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=device)
+        device, size, count = self.parallel.device, self.stage.crop, min(2, self.stage.micro_batch)
+        images = torch.zeros(count, 3, size, size, dtype=torch.uint8, device=device)
+        cities, gsd = torch.zeros(count, dtype=torch.int64, device=device), torch.ones(count, device=device)
         self.state.model.train()
-        output = self._model(images, torch.zeros(2, dtype=torch.int64, device=device), torch.ones(2, device=device))
+        with self.precision.autocast():
+            output = self._model(images, cities, gsd)
         (0 * (output.agl.sum() + output.pose.sum())).backward()
         self.state.optimizer.zero_grad()
         self.state.statistics.forget_step()

@@ -15,6 +15,7 @@ from agl_core.durable.guard import Guard
 from agl_core.errors import UserError
 from agl_core.inference.predictor import NotFiniteError
 from agl_core.reporting.startup import stopwatch
+from agl_core.scoring.score import Score
 from agl_core.training.agreement import Verdict, samples_digest
 from agl_core.training.datawait import DataWait
 from agl_core.training.endings import finish, leave, refuse, run_short, save_if_hung, save_what_stands
@@ -262,9 +263,16 @@ class StageTrainer:
 
     def _scores(self, give_up: Callable[[], bool]) -> Scores | None:
         """Of the weights and of their average, or None if a signal came meanwhile; raises what `validate` does."""
-        bench, found = self.bench, []
+        bench = self.bench
+        found: list[Score] = []
         for predictor in bench.predictors:
-            score = validate(predictor, bench.store, bench.split.validation, bench.parallel, give_up)
+            try:
+                score = validate(predictor, bench.store, bench.split.validation, bench.parallel, give_up)
+            except NotFiniteError as error:
+                if not found:
+                    raise
+                bench.journal.warn(bench.state.step, f"no score of the average after step {bench.state.step}: {error}")
+                break
             if score is None:
                 return None
             found.append(score)

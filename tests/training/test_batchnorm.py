@@ -117,7 +117,8 @@ def test_what_was_finished_is_known_by_name_while_a_forward_pass_overwrites_the_
 def test_a_network_without_batch_norm_has_no_statistics() -> None:
     statistics = RunningStatistics(nn.Linear(2, 2))
     statistics.add_forward()
-    statistics.reduce(Parallel())
+    # GPUs would refuse to exchange what lies on the CPU, empty or not.
+    statistics.reduce(cast(Any, None))
     statistics.finish_step(1)
 
 

@@ -13,6 +13,7 @@ from agl_core.config import StageConfig, TrainConfig
 from agl_core.durable.exits import PEER_LOST, PeerLostError
 from agl_core.durable.retention import list_checkpoints
 from agl_core.errors import UserError
+from agl_core.inference.predictor import Predictor
 from agl_core.model.network import GeoposeNet
 from agl_core.training.memory import (
     MemoryShortageError,
@@ -169,6 +170,34 @@ def test_no_room_for_the_moments_is_a_shortage_too(
     with pytest.raises(UserError, match=r"too little memory for micro-batches of 2 .* there was nothing to save$"):
         train(small(tiny_store), tmp_path)
     assert list_checkpoints(tmp_path / "checkpoints" / "first") == []
+
+
+def test_no_room_for_the_network_is_a_shortage_too(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError(CUDA)
+
+    monkeypatch.setattr(GeoposeNet, "to", to)
+    with pytest.raises(UserError, match=r"cpu has too little memory for the weights and moments of 'eff.*\(2.00 GiB"):
+        train(small(tiny_store), tmp_path)
+
+
+def test_no_room_for_a_whole_image_is_told_and_what_was_done_is_saved(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(*args: Any) -> None:
+        raise torch.OutOfMemoryError(CUDA)
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    settings = small(tiny_store, validate=True)
+    with pytest.raises(UserError, match=r"cpu has too little memory to validate on tile \w+, 80 x 130 pixels at once"):
+        train(settings, tmp_path)
+    (event,) = kinds(tmp_path, "refusal")
+    assert event["saved"] == event["step"] > 0
+    monkeypatch.undo()
+    train(settings, tmp_path)
+    assert kinds(tmp_path, "finish")
 
 
 def _rank(settings: TrainConfig, run_dir: Path, rank: int, victims: list[int]) -> None:

@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from agl_core.durable.exits import PeerLostError
+from agl_core.durable.exits import InterruptedRunError, PeerLostError
+from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
 from agl_core.training.memory import MemoryShortageError
 from agl_core.training.parallel import Parallel
@@ -102,11 +103,18 @@ def test_who_cannot_go_on_tells_the_others_and_gives_up_on_them() -> None:
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(MemoryShortageError("8 crops"), ["failed", "left"]), (UserError("all of them"), ["left"]), (None, ["left"])],
+    [
+        (MemoryShortageError("8 crops"), ["failed", "left"]),
+        (RuntimeError("a defect"), ["failed", "left"]),
+        (UserError("all of them"), ["left"]),
+        (InterruptedRunError("TERM", 7), ["left"]),
+        (PeerLostError("rank 1 is gone"), ["left"]),
+        (LeaseLostError("taken over"), ["left"]),
+        (None, ["left"]),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, list) else value[0],
 )
-def test_who_leaves_by_itself_for_lack_of_memory_does_not_leave_in_order(
-    error: Exception | None, said: list[str]
-) -> None:
+def test_who_fails_by_itself_does_not_leave_in_order(error: Exception | None, said: list[str]) -> None:
     parallel, pulse = Parallel(0, 2), Pulse()
     parallel._heartbeat = cast(Any, pulse)
     parallel.__exit__(None if error is None else type(error), error, None)
