@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def test_the_command_measures_and_writes_what_it_has_found(tmp_path: Path) -> No
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "160"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 or more" in done.stdout
@@ -208,6 +209,8 @@ def test_ctrl_c_ends_it_without_a_traceback_or_a_process_left(tmp_path: Path) ->
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, start_new_session=True,
+        # What a shell has started in the background has inherited that it is deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     said = ""
@@ -219,4 +222,7 @@ def test_ctrl_c_ends_it_without_a_traceback_or_a_process_left(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     out, rest = process.communicate(timeout=60)
     assert (process.returncode, out, rest) == (130, "", "")
+    until = time.monotonic() + 60  # they notice by themselves that nobody waits for them any more
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < until:
+        time.sleep(0.1)
     assert not any(Path(f"/proc/{child}").exists() for child in children)

@@ -1,5 +1,6 @@
 """Small real runs for the tests of the trainer: alone, interrupted, and in several gloo processes."""
 
+import copy
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def config(store: Path, /, steps: int = 4, **changes: Any) -> TrainConfig:
         "checkpoint": CheckpointConfig(every="1 step"),
         "stages": {"first": first, "second": second},
     }
-    return TrainConfig(**{**values, **changes})
+    return copy.deepcopy(TrainConfig(**{**values, **changes}))  # tests change theirs
 
 
 class InterruptionError(Exception):

@@ -83,11 +83,11 @@ def test_the_share_is_that_of_the_process_that_waits_longest() -> None:
             told.append(values)
             return [values]
 
-    for waited in (0.25, 4.0, 1.0):
+    waits = (0.25, 4.0, 1.0)
+    for waited in waits:
         agree(Ear(), NOTHING, 0, 0, 60.0, False, waited)
-    for rank in range(3):
+    for rank, waited in enumerate(waits):
         others = told[:rank] + told[rank + 1 :]
-        waited = float(told[rank][-2])
         assert agree(Group(rank, 3, others=others), NOTHING, 0, 0, 60.0, False, waited).waited == 4.0
 
 
