@@ -47,7 +47,7 @@ def arms() -> tuple[Arm, ...]:
     heavy = train_config({"recipe": "kbrodt"}).stages["pretrain"].augment
     return (
         Arm("none", "no augmentation", augmented(AugmentConfig())),
-        Arm("symmetries", "exact symmetries", augmented(symmetries)),
+        Arm("symmetries", "exact symmetries", augmented(symmetries), seeds=1),
         Arm("right", "heavy, right labels", augmented(heavy)),
         Arm("wrong", "heavy, wrong labels", augmented(heavy), wrong_labels),
     )

@@ -21,10 +21,10 @@ from benchmarks.augmentation_study import FOLDS, QUICK_FOLDS, QUICK_WORLD, WORLD
 from benchmarks.study import Arm, Study, demo_stage
 from benchmarks.study_page import command
 
-STEPS = 700
+STEPS = 500
 
 DECAY = 0.99
-"""Of the average: about the last hundred steps, a seventh of the training."""
+"""Of the average: about the last hundred steps, a fifth of the training."""
 
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "mse": ("squared error", {"agl_kind": "mse", "agl": 2.0}),

@@ -61,13 +61,15 @@ class Arm:
     """One setting of a study.
 
     title: what it is, for tables. changes: values of the configuration, nested as in a recipe. inside: what its runs
-    take place in, a function of a module (it is sent to other processes).
+    take place in, a function of a module (it is sent to other processes). seeds: no more runs of it than this, for one
+    that only says where the others stand.
     """
 
     name: str
     title: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     inside: Callable[[], AbstractContextManager[None]] = nullcontext
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def run_study(study: Study, out: Path, seeds: int, processes: int) -> list[dict[
     out = out.absolute()
     _claim(study, out)
     _make_data(study, out)
-    jobs = [Job(study, out, arm, seed) for seed in range(seeds) for arm in study.arms]
+    jobs = [Job(study, out, arm, seed) for seed in range(seeds) for arm in study.arms if seed < (arm.seeds or seeds)]
     todo = [job for job in jobs if not job.result.is_file()]
     if todo:
         _run_all(jobs, todo, processes)

@@ -26,11 +26,11 @@ FIGURES = {
 WEIGHTS = {"last": "raw weights", "last-ema": "averaged weights (EMA)"}
 
 
-def values(results: Sequence[dict[str, Any]], arm: str, stage: str, weights: str, name: str) -> list[float]:
+def values(results: Sequence[dict[str, Any]], arm: str, stage: str, weights: str, name: str) -> dict[int, float]:
     """One figure of an arm, by seed, in the unit of the tables."""
     factor = FIGURES[name][1]
-    found = sorted((result["seed"], result) for result in results if result["arm"] == arm)
-    return [factor * result["figures"][stage][weights][name] for _, result in found]
+    own = {int(result["seed"]): result for result in results if result["arm"] == arm}
+    return {seed: factor * own[seed]["figures"][stage][weights][name] for seed in sorted(own)}
 
 
 def label(study: Study, arm: str, weights: str) -> str:
@@ -41,16 +41,17 @@ def label(study: Study, arm: str, weights: str) -> str:
 
 def figures_table(study: Study, results: Sequence[dict[str, Any]], stage: str) -> Table:
     """Mean over the seeds, lowest and highest of every figure after one stage."""
+    tiles, seeds = results[0]["tiles"], len({result["seed"] for result in results})
     rows = []
     for arm in study.arms:
         for weights in study.weights:
-            row = [label(study, arm.name, weights)]
+            alone = sum(result["arm"] == arm.name for result in results) == 1 < seeds
+            row = [label(study, arm.name, weights) + (" (one seed)" if alone else "")]
             for name, (_, _, digits) in FIGURES.items():
-                found = values(results, arm.name, stage, weights, name)
+                found = list(values(results, arm.name, stage, weights, name).values())
                 low, high = min(found), max(found)
                 row.append(f"{statistics.fmean(found):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
             rows.append(row)
-    tiles, seeds = results[0]["tiles"], len({result["seed"] for result in results})
     return Table(
         f"after {stage}: {tiles} tiles of unseen places, mean of {seeds} seeds (lowest to highest)",
         ["arm", *(heading for heading, _, _ in FIGURES.values())],
@@ -65,12 +66,9 @@ def differences_table(study: Study, results: Sequence[dict[str, Any]], stage: st
     for (arm, weights), (other, other_weights) in study.pairs:
         row = [f"{label(study, arm, weights)} - {label(study, other, other_weights)}"]
         for name, (_, _, digits) in FIGURES.items():
-            pairs = zip(
-                values(results, arm, stage, weights, name),
-                values(results, other, stage, other_weights, name),
-                strict=True,
-            )
-            apart = [one - two for one, two in pairs]
+            one = values(results, arm, stage, weights, name)
+            two = values(results, other, stage, other_weights, name)
+            apart = [one[seed] - two[seed] for seed in one if seed in two]
             mean = f"{statistics.fmean(apart):+.{digits}f}"
             row += [", ".join(f"{value:+.3f}" for value in apart), mean] if name == "score" else [mean]
         rows.append(row)

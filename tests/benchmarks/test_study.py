@@ -5,7 +5,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -220,13 +220,38 @@ def figures_names() -> list[str]:
 def test_tables_show_mean_and_spread_and_differences_within_a_seed() -> None:
     study = augmentation_study.study(True)
     found = results(study)
-    assert values(found, "right", "finetune", "last", "score") == pytest.approx([0.201, 0.211])
+    assert values(found, "right", "finetune", "last", "score") == pytest.approx({0: 0.201, 1: 0.211})
     table = figures_table(study, found, "finetune")
     assert table.rows[2][:2] == ["heavy, right labels", "0.206 (0.201 to 0.211)"]
     assert table.rows[2][5] == "20.6 (20.1 to 21.1)"  # per cent
     apart = differences_table(study, found, "pretrain")
     row = next(row for row in apart.rows if row[0] == "heavy, wrong labels - no augmentation")
     assert row[1:3] == ["+0.300, +0.300", "+0.300"]
+
+
+def test_an_arm_with_fewer_seeds_is_compared_on_those_that_it_has() -> None:
+    study = augmentation_study.study(True)
+    found = [result for result in results(study) if result["arm"] != "symmetries" or result["seed"] == 0]
+    table = figures_table(study, found, "finetune")
+    assert [row[0] for row in table.rows if "one seed" in row[0]] == ["exact symmetries (one seed)"]
+    apart = differences_table(study, found, "pretrain")
+    row = next(row for row in apart.rows if row[0] == "exact symmetries - no augmentation")
+    assert row[1:3] == ["+0.100", "+0.100"]
+
+
+def test_an_arm_runs_no_more_seeds_than_it_is_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run_all(jobs: Sequence[engine.Job], *_: Any) -> None:
+        for job in jobs:
+            asked.append(job.name)
+            job.result.parent.mkdir(exist_ok=True)
+            job.result.write_text("{}")
+
+    monkeypatch.setattr(engine, "_make_data", lambda *_: None)
+    monkeypatch.setattr(engine, "_run_all", run_all)
+    run_study(augmentation_study.study(True), tmp_path, 2, 1)
+    assert asked == ["none-0", "symmetries-0", "right-0", "wrong-0", "none-1", "right-1", "wrong-1"]
 
 
 def test_the_page_keeps_what_was_written_by_hand(tmp_path: Path) -> None:
