@@ -128,6 +128,11 @@ def test_the_micro_batch_is_the_stages_own_or_the_next_divisor_that_fits_and_lea
     assert usable(stage, largest=64, processes=1) == 8
     assert usable(stage, largest=7, processes=4) == 4
     assert usable(stage, largest=64, processes=16) == 2
+    stage.sync_batchnorm = True  # then every process must have as many
+    assert usable(stage, largest=64, processes=3) == stage.micro_batch  # there is no such number: training says so
+    assert all(stage.batch // usable(stage, 64, processes) % processes == 0 for processes in (1, 2, 4))
+    stage.batch, stage.micro_batch = 24, 8
+    assert usable(stage, largest=64, processes=2) == 6  # 8 would be three for two
     with pytest.raises(UserError, match="8 crops for 9 processes: give a --cluster with 8 processes or fewer"):
         check_processes(recipe(), 9)
 

@@ -14,7 +14,9 @@ from agl_core.durable.exits import PEER_LOST, PeerLostError
 from agl_core.durable.retention import list_checkpoints
 from agl_core.errors import UserError
 from agl_core.inference.predictor import Predictor
-from agl_core.model.network import GeoposeNet
+from agl_core.model.network import GeoposeNet, Output
+from agl_core.model.precision import Precision
+from agl_core.training.batchnorm import RunningStatistics
 from agl_core.training.memory import (
     MemoryShortageError,
     advice,
@@ -24,6 +26,8 @@ from agl_core.training.memory import (
     telling,
 )
 from agl_core.training.parallel import Parallel
+from agl_core.training.state import TrainingState
+from agl_core.training.step import OptimizerStep
 from agl_core.training.trainer import train_stage
 from tests.training.faults import PROCESSES, assert_same_result, kinds, small, train
 
@@ -170,6 +174,32 @@ def test_no_room_for_the_moments_is_a_shortage_too(
     with pytest.raises(UserError, match=r"too little memory for micro-batches of 2 .* there was nothing to save$"):
         train(small(tiny_store), tmp_path)
     assert list_checkpoints(tmp_path / "checkpoints" / "first") == []
+
+
+@pytest.mark.parametrize(("micro_batch", "images"), [(1, 1), (2, 2), (4, 2)])
+def test_the_pass_before_the_first_step_takes_no_more_than_a_step(
+    micro_batch: int, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Pair(Parallel):
+        def wrap(self, model: nn.Module) -> nn.Module:
+            return model
+
+    def forward(network: GeoposeNet, image: torch.Tensor, *_: Any) -> Output:
+        seen.append((len(image), torch.is_autocast_enabled("cpu")))
+        live = network.agl_head.weight.sum()
+        return Output(live.expand(1), live.expand(1, 3))
+
+    model = GeoposeNet("tu-test_efficientnet", ("AAA",))
+    monkeypatch.setattr(GeoposeNet, "forward", forward)
+    state = TrainingState(
+        model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=False),
+        RunningStatistics(model),
+    )  # fmt: skip
+    stage = StageConfig(crop=64, batch=8, micro_batch=micro_batch)
+    OptimizerStep(state, stage, 0, 0, Precision.choose("bfloat16", torch.device("cpu")), Pair(0, 2))
+    assert seen == [(images, True)]
 
 
 def test_no_room_for_the_network_is_a_shortage_too(

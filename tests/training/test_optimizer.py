@@ -176,6 +176,17 @@ def built(config: TrainConfig, run_dir: Path, cities: tuple[str, ...] = ("AAA", 
     return optimizer_state(state.model, state.optimizer)
 
 
+def test_what_one_process_cannot_begin_with_is_refused_in_all(tiny_store: Path, tmp_path: Path) -> None:
+    class Group(Parallel):
+        def any_text(self, text: str) -> str:
+            return text or "the weights are not on that node"  # in another process
+
+    config = small(tiny_store)
+    origin = Origin(config, "first", tmp_path, ("AAA",), "", Precision.choose("auto", torch.device("cpu")), Group())
+    with pytest.raises(UserError, match="not on that node"):
+        origin.build()
+
+
 def test_a_stage_goes_on_with_the_moments_of_the_stage_before_if_it_is_to(
     tiny_store: Path, copied: Callable[[str], Path]
 ) -> None:
