@@ -58,8 +58,10 @@ def test_a_warning_to_any_process_makes_all_save_the_same_step_and_leave(
     settings = config(tiny_store, every="1 step" if point == "write" else SELDOM, workers=1)
     # A single one is enough, whoever gets it; and no number of them is too much.
     one = Strike(point, rank=0 if point == "finish" else 1, signal=number)
+    # At these points a peer may be further on already, where the warning would change nothing.
+    further_on = point in ("validation", "finish")
     if point == "write" or number == TERM:
-        one = Strike(point, victims="self" if point == "finish" else "other", signal=number)
+        one = Strike(point, victims="self" if further_on else "other", signal=number)
     all_of_them = Strike(point, victims="everything", signal=number, times=2)
     step = 0
     for strike in (one, all_of_them):
