@@ -17,6 +17,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
+from rasterio.windows import Window
 
 from agl_core.errors import UserError, valid_choice
 from agl_core.files import read_json, whole_file, write_json
@@ -69,8 +70,12 @@ def _readable(path: Path) -> Iterator[Any]:
         with _rasterio(), rasterio.open(path) as raster:
             yield raster
     except RasterioError as error:
-        detail = str(error.__cause__ or error).removeprefix(f"{path}: ").replace("\n", " ")
-        raise UserError(f"{path} cannot be read as an image ({detail}); replace the file") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: RasterioError) -> UserError:
+    detail = str(error.__cause__ or error).removeprefix(f"{path}: ").replace("\n", " ")
+    return UserError(f"{path} cannot be read as an image ({detail}); replace the file")
 
 
 def _write_raster(path: Path, bands: NDArray[Any], **options: Any) -> None:
@@ -134,11 +139,46 @@ def read_agl_counted(path: Path, unit: str) -> tuple[NDArray[np.uint16], int]:
     with _readable(path) as raster:
         _check_agl(path, raster, unit)
         heights, nodata = raster.read(1), raster.nodata
+    return _as_centimetres(path, heights, nodata, unit)
+
+
+def _as_centimetres(
+    path: Path, heights: NDArray[Any], nodata: float | None, unit: str
+) -> tuple[NDArray[np.uint16], int]:
     if unit == "cm":
         if nodata is not None and nodata != UNKNOWN:
             heights[heights == nodata] = UNKNOWN
         return heights, 0
     return _centimetres(path, heights, nodata)
+
+
+class OpenAgl:
+    """An AGL file that is read in strips of full width, whatever the unit of the file, as centimetres."""
+
+    def __init__(self, path: Path, raster: Any, unit: str) -> None:
+        """`raster` is the open file; see `open_agl`."""
+        self.path, self.height, self.width = path, int(raster.height), int(raster.width)
+        self.block_rows = int(raster.block_shapes[0][0])
+        """Rows that the file holds together: strips of multiples of it are read once."""
+        self._raster, self._unit = raster, unit
+
+    def read(self, top: int, rows: int) -> NDArray[np.uint16]:
+        """(rows, W) uint16 centimetres, `UNKNOWN` where unknown, from the row `top` on; raises as `read_agl`."""
+        try:
+            heights = self._raster.read(1, window=Window(0, top, self.width, rows))
+        except RasterioError as error:  # here: of two open files, an error outside would be taken for the other's
+            raise _unreadable(self.path, error) from None
+        return _as_centimetres(self.path, heights, self._raster.nodata, self._unit)[0]
+
+
+@contextmanager
+def open_agl(path: Path, unit: str) -> Iterator[OpenAgl]:
+    """Open an AGL to be read strip by strip; raises what `read_agl` does, as far as a file's header shows it."""
+    path = Path(path)
+    valid_choice("unit", unit, list(UNITS))
+    with _readable(path) as raster:
+        _check_agl(path, raster, unit)
+        yield OpenAgl(path, raster, unit)
 
 
 def agl_size(path: Path, unit: str) -> tuple[int, int]:
