@@ -11,6 +11,7 @@ from pathlib import Path
 from agl_core.durable.exits import INTERRUPTED
 from agl_core.errors import UserError
 from jobs.cli import Request, parse
+from jobs.deeds import DOES
 from jobs.failure import JobError, JobInterruptedError
 
 # What the operating system refuses for reasons that a user can mend.
@@ -19,25 +20,6 @@ MENDABLE = {
     errno.EDQUOT: "free some of your quota or choose another folder",
     errno.EROFS: "choose a folder that can be written to",
     errno.EACCES: "choose a folder that you may use",
-}
-
-
-# Verb: the function that does it, imported only when it is needed, so that `--help` is quick.
-DOES = {
-    "world": "agl_core.world.dataset.render_world",
-    "prepare": "agl_core.data.prepare.ingest.prepare",
-    "augment": "agl_core.data.augment.sheet.augment",
-    "recipe": "jobs.recipes.recipe",
-    "weights": "agl_core.model.imagenet.weights",
-    "fit": "jobs.fit.fit",
-    "predict": "agl_core.inference.predict.predict",
-    "ensemble": "agl_core.inference.ensemble.ensemble",
-    "evaluate": "agl_core.scoring.evaluate.evaluate",
-    "report": "jobs.reports.report",
-    "status": "jobs.status.status",
-    "logs": "jobs.logs.logs",
-    "cancel": "jobs.control.cancel",
-    "drill": "jobs.drill.drill",
 }
 
 

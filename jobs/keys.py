@@ -58,7 +58,7 @@ def _hints(config: Any) -> dict[str, Any]:
 
 def placeholder(field_name: str) -> str:
     """What the help writes for the names in a table: `stages.<stage>`, `max_agl.<city>`."""
-    return {"stages": "<stage>", "max_agl": "<city>"}.get(field_name, "<name>")
+    return {"stages": "<stage>", "max_agl": "<city>", "height_factor": "<city>"}.get(field_name, "<name>")
 
 
 def walk(config: type[Any], prefix: str = "") -> Iterator[Key]:

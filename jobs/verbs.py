@@ -9,11 +9,14 @@ from agl_core.config import (
     DrillConfig,
     EnsembleConfig,
     EvaluateConfig,
+    ExportConfig,
     FitConfig,
     LogsConfig,
     PredictConfig,
     PrepareConfig,
+    QuicklookConfig,
     RecipeConfig,
+    RectifyConfig,
     ReportConfig,
     ResumeConfig,
     StatusConfig,
@@ -91,23 +94,51 @@ VERBS = {
         Verb(
             "predict",
             PredictConfig,
-            "write the heights and the pose of every image of a split",
-            "Predict heights (AGL) and pose (VFLOW) of every image of a split with the weights of a run.",
+            "write the heights and the pose of every image of a data set, a list or a file of any size",
+            "Predict heights (AGL) and pose (VFLOW) with the weights of a run, or of several together, of the images "
+            "of a data set, or of any others. Killed at any moment and given again it does the rest; several of these "
+            "commands at once share the images.",
             "python launch.py predict --run first --data data/world --out predictions/first",
-        ),
-        Verb(
-            "evaluate",
-            EvaluateConfig,
-            "score predictions on disk against the truth",
-            "Compute the official score of the predictions in a folder, and print it per city.",
-            "python launch.py evaluate --predictions predictions/first --truth data/world/test_truth --json score.json",
         ),
         Verb(
             "ensemble",
             EnsembleConfig,
             "average the predictions of several models",
-            "Average predictions of the same images: the mean of the heights, of the scales, and of the directions.",
+            "Average predictions of the same images: the mean or median of the heights, the mean of the scales, and of "
+            "the directions.",
             "python launch.py ensemble --members predictions/first,predictions/second --out predictions/both",
+        ),
+        Verb(
+            "evaluate",
+            EvaluateConfig,
+            "score predictions on disk against the truth, and say where the score is lost",
+            "Compute the official score of the predictions in a folder, per city, what it would be if the angles, the "
+            "scales or the heights were right, and the errors of heights and pose.",
+            "python launch.py evaluate --predictions predictions/first --truth data/world/test_truth --json score.json",
+        ),
+        Verb(
+            "rectify",
+            RectifyConfig,
+            "move images and heights to the ground that they stand on",
+            "Make of oblique images and their heights true orthoimages: everything is moved to where it stands, the "
+            "tallest hides the others, and a mask says what nobody has seen.",
+            "python launch.py rectify --predictions predictions/first --out rectified/first",
+        ),
+        Verb(
+            "quicklook",
+            QuicklookConfig,
+            "draw predictions for the eye: image, heights, flow arrows",
+            "Draw for each image of a folder of predictions a PNG file: the image, its heights with a scale bar, and "
+            "arrows from the tops to where they stand.",
+            "python launch.py quicklook --predictions predictions/first",
+        ),
+        Verb(
+            "export",
+            ExportConfig,
+            "make point clouds, heights of footprints, weights with their card, portable networks",
+            "Write what other programs take: coloured point clouds (LAZ, LAS, PLY), height statistics of polygons "
+            "(GeoJSON), weights with a card, or the network itself (ONNX, torch.export), checked against the original.",
+            "python launch.py export points --predictions predictions/first --out export/first",
         ),
         Verb(
             "report",

@@ -20,6 +20,8 @@ LAYERS = [
     ["agl_core.model"],
     ["agl_core.durable"],
     ["agl_core.inference"],
+    ["agl_core.maps"],
+    ["agl_core.export"],
     ["agl_core.training"],
     ["agl_core.validate"],
     ["jobs"],

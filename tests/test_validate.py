@@ -164,4 +164,6 @@ def test_other_verbs_are_checked_too() -> None:
         validate(WorldConfig(seed=2**32))
     with pytest.raises(UserError, match="window is 33"):
         validate(PredictConfig(window=33))
-    validate(PredictConfig(window=256))
+    with pytest.raises(UserError, match="overlap is 256 but window is 256"):
+        validate(PredictConfig(data="d", window=256))
+    validate(PredictConfig(data="d", window=288))

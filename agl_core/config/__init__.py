@@ -7,7 +7,15 @@ recipe, `config.some_key` in Python. Groups are reached with dots: `stages.pretr
 from pathlib import Path
 
 from agl_core.config.data import AugmentSheetConfig, PrepareConfig, WorldConfig
-from agl_core.config.model import EnsembleConfig, EvaluateConfig, FitConfig, PredictConfig, RecipeConfig, WeightsConfig
+from agl_core.config.maps import (
+    EnsembleConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+    QuicklookConfig,
+    RectifyConfig,
+)
+from agl_core.config.model import FitConfig, RecipeConfig, WeightsConfig
 from agl_core.config.option import CODECS, option, options
 from agl_core.config.runs import CancelConfig, DrillConfig, LogsConfig, ReportConfig, ResumeConfig, StatusConfig
 from agl_core.config.stage import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
@@ -26,6 +34,7 @@ __all__ = [
     "DrillConfig",
     "EnsembleConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FitConfig",
     "LogsConfig",
     "LossConfig",
@@ -33,7 +42,9 @@ __all__ = [
     "OptimizerConfig",
     "PredictConfig",
     "PrepareConfig",
+    "QuicklookConfig",
     "RecipeConfig",
+    "RectifyConfig",
     "ReportConfig",
     "RestartConfig",
     "ResumeConfig",

@@ -1,73 +1,8 @@
-"""Configuration of the verbs that make use of networks, or tell what they take."""
+"""Configuration of the verbs that tell what networks and recipes take."""
 
 from dataclasses import dataclass
 
-from agl_core.config.option import TTA, WEIGHTS_CACHE, option
-
-
-@dataclass
-class PredictConfig:
-    """`python launch.py predict`: write AGL and VFLOW for every image of a split."""
-
-    run: str = option(
-        "", "name of the run whose weights to use; only the path of a weights file does without", required=True
-    )
-    runs: str = option("runs", "folder of all runs")
-    weights: str = option(
-        "best",
-        "best, last, last-ema, those of a stage (<stage>/best, <stage>/last, <stage>/last-ema), or the path of a "
-        "weights file",
-    )
-    data: str = option("", "folder of the data set", required=True)
-    split: str = option(
-        "test", "which images: those of geopose_test.csv or of geopose_train.csv", choices=("test", "train")
-    )
-    out: str = option(
-        "",
-        "folder to write the predictions to; those of the same weights, settings and images that it has already are "
-        "kept: delete its about.json to have all made again",
-        required=True,
-    )
-    unit: str = option("cm", "cm: uint16 centimetres and px/cm; m: float32 metres and px/m", choices=("cm", "m"))
-    tta: str = option(
-        "auto",
-        "auto: as the training run was told; none; d4: in all eight symmetries of the square, averaged",
-        choices=("auto", *TTA),
-    )
-    window: int = option(0, "predict in overlapping windows of this side, pixels; 0: whole images")
-    overlap: int = option(128, "overlap of neighbouring windows, pixels")
-    precision: str = option(
-        "auto",
-        "auto: the one that the training run was given, where this device has it, otherwise chosen as in training",
-        choices=("auto", "float32", "float16", "bfloat16"),
-    )
-    threads: int | None = option(None, "CPU threads; default: all cores")
-
-
-@dataclass
-class EnsembleConfig:
-    """`python launch.py ensemble`: average the predictions of several models."""
-
-    members: str = option("", "folders of predictions of the same images, two or more: A,B,...", required=True)
-    out: str = option(
-        "",
-        "folder to write the averages to; those of unchanged predictions that it has already are kept",
-        required=True,
-    )
-    unit: str = option("cm", "unit of the members' files and of those written", choices=("cm", "m"))
-
-
-@dataclass
-class EvaluateConfig:
-    """`python launch.py evaluate`: the official score of predictions on disk."""
-
-    predictions: str = option("", "folder of the predictions (<id>_AGL.tif, <id>_VFLOW.json)", required=True)
-    truth: str = option("", "folder of the truth (<id>_AGL.tif, <id>_VFLOW.json)", required=True)
-    metadata: str = option(
-        "", "CSV file with id, city and gsd; default: metadata.csv in the truth's folder or above it"
-    )
-    unit: str = option("cm", "unit of both folders' files", choices=("cm", "m"))
-    json: str = option("", "also write the score to this JSON file")
+from agl_core.config.option import WEIGHTS_CACHE, option
 
 
 @dataclass

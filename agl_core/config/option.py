@@ -5,7 +5,7 @@ from dataclasses import Field, field, fields
 from typing import Any
 
 CODECS = ("auto", "zstd", "raw")
-TTA = ("none", "d4")
+TTA = ("none", "flips", "d4", "scales", "all")
 """Test-time augmentation."""
 WEIGHTS_CACHE = "~/.cache/agl/encoders"
 

@@ -149,7 +149,8 @@ class TrainConfig:
     )
     tta: str = option(
         "none",
-        "how the test split is predicted in the end: none; d4: in all eight symmetries of the square, averaged",
+        "how the test split is predicted in the end: none; flips, 4 views; d4, all 8 symmetries of the square; scales, "
+        "3 magnifications; all, both: 24 views",
         choices=TTA,
     )
     workers: int | None = option(None, "data loading processes per rank; default: the cluster's", identity=False)

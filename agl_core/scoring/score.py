@@ -20,6 +20,7 @@ from typing import Any
 
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
+from agl_core.scoring.errors import ImageErrors
 from agl_core.scoring.sums import NO_PIXELS, ImageSums
 
 EPSILON = Fraction(1, 10_000)
@@ -30,13 +31,34 @@ _M = Fraction(1, 100)  # metres per centimetre
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One predicted image: its sums, and its poses in px/m and radians (`truth` is None where there is no VFLOW)."""
+    """One predicted image: its sums, and its poses in px/m and radians (`truth` is None where there is no VFLOW).
+
+    errors: what the score does without, where somebody has asked for it.
+    """
 
     id: str
     city: str
     sums: ImageSums
     truth: Pose | None
     prediction: Pose
+    errors: ImageErrors | None = None
+
+    @property
+    def angle_error(self) -> float | None:
+        """Radians, in [0, pi]; None where no angle is known or, under a scale of 0, there is none."""
+        if self.truth is None or not self.truth.scale:
+            return None
+        return abs(math.remainder(self.prediction.angle - self.truth.angle, math.tau))
+
+    @property
+    def scale_error(self) -> float | None:
+        """Absolute, pixels per metre; None where no scale is known."""
+        return None if self.truth is None else abs(self.prediction.scale - self.truth.scale)
+
+    @property
+    def flow_squared_error(self) -> Fraction | None:
+        """Sum of the squared end-point errors, pixels^2; None without a true pose."""
+        return None if self.truth is None else _flow_squared_error(self.sums, self.truth, self.prediction)
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,7 @@ def score(results: Sequence[ImageResult]) -> Score:
 
     Raises `UserError` when there is nothing to score: no image, or a city without any known pixel.
     """
-    return _average({city: _city_score(images) for city, images in _by_city(results).items()})
+    return _average({city: _city_score(images) for city, images in by_city(results).items()})
 
 
 def best_constant(results: Sequence[ImageResult]) -> Score:
@@ -85,10 +107,27 @@ def best_constant(results: Sequence[ImageResult]) -> Score:
     It predicts the city's mean height everywhere, and the scale and angle by which that height moves by the city's
     mean flow. A model is worth something where it is above this.
     """
-    return _average({city: _constant_score(images) for city, images in _by_city(results).items()})
+    return _average({city: _constant_score(images) for city, images in by_city(results).items()})
 
 
-def _by_city(results: Sequence[ImageResult]) -> dict[str, list[ImageResult]]:
+def lost(results: Sequence[ImageResult]) -> dict[str, float]:
+    """What each image takes away from a perfect score, by id: they add up to 1 - `score`; raises as `score`."""
+    cities = by_city(results)
+    shares: dict[str, float] = {}
+    for images in cities.values():
+        pooled = sum((image.sums for image in images), NO_PIXELS)
+        agl, flow = _agl_variation(pooled) + EPSILON, _TrueFlow(images)
+        flow_variation = flow.variation + EPSILON
+        for image in images:
+            share = image.sums.squared_error * _M**2 / agl
+            if flow.known:
+                share = (share + (image.flow_squared_error or 0) / flow_variation) / 2
+            shares[image.id] = float(share / len(cities))
+    return shares
+
+
+def by_city(results: Sequence[ImageResult]) -> dict[str, list[ImageResult]]:
+    """The images of each city, in alphabetical order of the cities; raises as `score`."""
     if not results:
         raise UserError("there is no image to score")
     cities: dict[str, list[ImageResult]] = {city: [] for city in sorted({result.city for result in results})}
@@ -111,10 +150,8 @@ def _city_score(images: list[ImageResult]) -> CityScore:
     if not flow.known:
         return CityScore(agl_r2, None, agl_r2, len(images), pooled.known)
     vflow_r2 = _r2(sum((_flow_squared_error(*item) for item in flow.images), Fraction(0)), flow.variation)
-    angles = [
-        abs(math.remainder(predicted.angle - true.angle, math.tau)) for _, true, predicted in flow.images if true.scale
-    ]
-    scales = [abs(predicted.scale - true.scale) for _, true, predicted in flow.images]
+    angles = [image.angle_error for image in images if image.angle_error is not None]
+    scales = [image.scale_error for image in images if image.scale_error is not None]
     return CityScore(
         agl_r2,
         vflow_r2,

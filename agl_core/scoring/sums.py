@@ -1,9 +1,9 @@
 """The five sums of one image from which the official score is computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,23 +55,34 @@ def image_sums(truth_cm: NDArray[np.uint16], predicted_cm: NDArray[np.uint16]) -
     Raises `UserError` when the sizes differ, and when a prediction is `UNKNOWN` anywhere, also where the truth is:
     the official script lets such a hole escape from the error, and a height map with holes is not finished.
     """
-    if truth_cm.dtype != np.uint16 or predicted_cm.dtype != np.uint16:
-        raise TypeError(f"heights must be uint16 centimetres, not {truth_cm.dtype} and {predicted_cm.dtype}")
-    if truth_cm.shape != predicted_cm.shape:
-        raise UserError(f"predicted AGL is {_size(predicted_cm)} but the truth is {_size(truth_cm)}")
-    truth, predicted = np.ascontiguousarray(truth_cm).ravel(), np.ascontiguousarray(predicted_cm).ravel()
+    truth, predicted = pixels_of(truth_cm, predicted_cm)
     sums, holes = NO_PIXELS, 0
     for start in range(0, truth.size, _BLOCK):
         *block, block_holes = _compiled()(truth[start : start + _BLOCK], predicted[start : start + _BLOCK])
         sums += ImageSums(*(int(value) for value in block))
         holes += int(block_holes)
     if holes:
-        raise UserError(f"predicted AGL has {holes} holes (pixels that are {UNKNOWN} or NaN)")
+        raise UserError(told_holes(holes))
     return sums
 
 
-def _size(heights: NDArray[Any]) -> str:
-    return " x ".join(str(length) for length in heights.shape)
+def pixels_of(truth_cm: NDArray[np.uint16], predicted_cm: NDArray[np.uint16]) -> tuple[NDArray[np.uint16], ...]:
+    """The pixels of two height maps of the same size, (N,) uint16 each, contiguous; raises as `image_sums` does."""
+    if truth_cm.dtype != np.uint16 or predicted_cm.dtype != np.uint16:
+        raise TypeError(f"heights must be uint16 centimetres, not {truth_cm.dtype} and {predicted_cm.dtype}")
+    if truth_cm.shape != predicted_cm.shape:
+        raise UserError(told_sizes(truth_cm.shape, predicted_cm.shape))
+    return np.ascontiguousarray(truth_cm).ravel(), np.ascontiguousarray(predicted_cm).ravel()
+
+
+def told_holes(holes: int) -> str:
+    """What is said of a prediction with holes."""
+    return f"predicted AGL has {holes} holes (pixels that are {UNKNOWN} or NaN)"
+
+
+def told_sizes(truth: Sequence[int], predicted: Sequence[int]) -> str:
+    """What is said of a prediction of another size than the truth."""
+    return f"predicted AGL is {' x '.join(map(str, predicted))} but the truth is {' x '.join(map(str, truth))}"
 
 
 def load_code() -> None:

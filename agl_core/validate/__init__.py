@@ -4,8 +4,9 @@ import math
 from dataclasses import is_dataclass
 from typing import Any
 
-from agl_core.config import PredictConfig, TrainConfig, options
+from agl_core.config import EnsembleConfig, PredictConfig, TrainConfig, options
 from agl_core.errors import UserError, valid_choice
+from agl_core.validate.maps import check_maps
 from agl_core.validate.rules import check_rules
 from agl_core.validate.train import check_train
 
@@ -21,8 +22,8 @@ def validate(config: Any) -> None:
     check_rules(config, "")
     if isinstance(config, TrainConfig):
         check_train(config)
-    elif isinstance(config, PredictConfig) and 0 < config.window <= config.overlap:
-        raise UserError(f"overlap is {config.overlap} but window is {config.window}: it must be less than the window")
+    elif isinstance(config, PredictConfig | EnsembleConfig):
+        check_maps(config)
 
 
 def _check_choices(config: Any, prefix: str) -> None:

@@ -86,13 +86,19 @@ def test_the_command_line_sets_the_key(argv: str, key: str, expected: object) ->
 
 @pytest.mark.parametrize("verb", [TRAIN, *VERBS.values()], ids=lambda verb: verb.name or "train")
 def test_every_scalar_field_is_an_option_and_a_key_of_its_verb(verb) -> None:
-    samples = {int: "160", float: "0.5", str: "x"}
-    required = {entry.name: "x" for entry in fields(verb.config) if entry.metadata["required"] and verb is not TRAIN}
+    samples = {int: "160", float: "0.5", str: "x", "member_weights": "2,1", "archive": "x.tar", "window": "320"}
+    required = {
+        entry.name: entry.metadata["choices"][0] if entry.metadata["choices"] else "x"
+        for entry in fields(verb.config)
+        if entry.metadata["required"] and verb is not TRAIN
+    }
     for key in keys.scalars(verb.config):
         if key.value_type is bool or key.name in ("recipe", "cluster", "fold"):
             continue
-        text = key.choices[-1] if key.choices else samples[key.value_type]
+        text = key.choices[-1] if key.choices else samples.get(key.name, samples[key.value_type])
         given = dict(required) | {key.name: text} | ({"recipe": "demo"} if verb is TRAIN else {})
+        if verb.name == "predict":  # either of them, and a data set tells cities and gsd itself
+            given |= {"images": "x"} if key.name in ("images", "city", "gsd") else {"data": "x"}
         dashed = [word for name, text in given.items() for word in (f"--{name.replace('_', '-')}", text)]
         by_option = parse([*filter(None, [verb.name]), *dashed])
         by_key = parse([*filter(None, [verb.name]), *(f"{name}={text}" for name, text in given.items())])
@@ -178,7 +184,7 @@ REFUSED = [
     ("'cluster.environment={a-b: c}'", ["cluster debug", "'a-b'", "letters, digits and _"]),
     ("world --out x --format png", ["unknown format 'png'", "tif, j2k"]),
     ("predict --run r --data d --out o --window 100", ["window is 100", "multiple of 32"]),
-    ("predict --run r --data d --out o --window 128", ["overlap is 128", "less than the window"]),
+    ("predict --run r --data d --out o --window 128", ["overlap is 256", "window is 128", "at most 96"]),
     ("max_agl.ARG=900", ["max_agl.ARG is 900", "655.34"]),
 ]
 

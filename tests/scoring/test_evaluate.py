@@ -1,5 +1,6 @@
 """Predictions on disk are scored as they are, or refused with everything that is wrong with them."""
 
+import csv
 import json
 import math
 import shutil
@@ -10,7 +11,10 @@ import pytest
 from agl_core.config import EvaluateConfig
 from agl_core.data.tiles import write_agl, write_vflow
 from agl_core.errors import UserError
+from agl_core.files import read_json
 from agl_core.geometry import Pose
+from agl_core.scoring import evaluate as evaluating
+from agl_core.scoring import folders
 from agl_core.scoring.evaluate import evaluate
 from tests.scoring.test_score import random_image
 from tests.scoring.two_pass import official_score
@@ -115,7 +119,7 @@ def test_a_nan_in_metres_is_a_hole(tmp_path, images):
         evaluate(config)
 
 
-def test_a_long_list_of_problems_is_cut_with_a_count(tmp_path):
+def test_every_problem_of_many_is_listed_and_an_image_that_is_not_predicted_once(tmp_path):
     rng = np.random.default_rng(0)
     images = {f"AAx{i:02d}": random_image(rng, size=(4, 4)) for i in range(30)}
     config = write_images(tmp_path, images)
@@ -123,10 +127,28 @@ def test_a_long_list_of_problems_is_cut_with_a_count(tmp_path):
         (tmp_path / "predicted" / f"{image}_VFLOW.json").unlink()
     with pytest.raises(UserError) as refused:
         evaluate(config)
-    lines = str(refused.value).splitlines()
-    assert "30 problems" in lines[0]
-    assert len(lines) == 22
-    assert lines[-1] == "  - and 10 more"
+    assert "--subset" not in str(refused.value)
+    (tmp_path / "predicted" / "AAx07_AGL.tif").unlink()
+    with pytest.raises(UserError) as refused:
+        evaluate(config)
+    head, *lines = str(refused.value).splitlines()
+    assert "30 problems (to score only the images that are predicted, give --subset)" in head
+    assert all(image in line for image, line in zip(images, lines, strict=True))
+    assert "AAx07 is not predicted" in lines[7]
+
+
+def test_damage_inside_a_file_is_listed_on_one_side_and_on_both_at_once(tmp_path, images):
+    config = write_images(tmp_path, images)
+    name = sorted(images)[0]
+    damaged = []
+    for folder in ("test_truth", "predicted"):
+        path = tmp_path / folder / f"{name}_AGL.tif"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:200] + bytes(len(whole) - 200))  # the header is good, the pixels are not
+        damaged.append(f"{folder}/{name}_AGL.tif cannot be read")
+        with pytest.raises(UserError, match=f" {len(damaged)} problem") as refused:
+            evaluate(config)
+        assert all(problem in str(refused.value) for problem in damaged)
 
 
 def test_a_scale_that_no_view_has_is_refused_instead_of_overflowing(tmp_path, images):
@@ -232,3 +254,150 @@ def test_angles_and_scales_survive_the_disk(tmp_path):
     )
     assert reached.cities["AA"].angle_error == pytest.approx(30)
     assert reached.cities["AA"].scale_error == pytest.approx(0.25)
+
+
+def all_outputs(config, folder):
+    config.details = True
+    for option, name in (("json", "s.json"), ("csv", "s.csv"), ("markdown", "s.md"), ("calibration", "c.json")):
+        setattr(config, option, str(folder / name))
+    return config
+
+
+def test_the_what_if_table_stands_below_the_score(tmp_path, images, capsys):
+    config = write_images(tmp_path, images)
+    evaluate(config)
+    lines = capsys.readouterr().out.splitlines()
+    head = next(i for i, line in enumerate(lines) if "true angle" in line)
+    assert lines[head].split("  ")
+    assert any("best constant" in line for line in lines[:head])
+    changed = json.loads((tmp_path / "out" / "score.json").read_text())["what_if"]
+    row = next(line.split() for line in lines[head:] if line.strip().startswith("all"))
+    assert row[1:] == [f"{one['score']:.4f}" for one in changed.values()]
+    assert not any("true height " in line or "RMSE" in line for line in lines)  # these are details
+
+
+def test_the_details_are_printed_when_they_are_asked_for(tmp_path, images, capsys):
+    config = write_images(tmp_path, images)
+    config.details = True
+    evaluate(config)
+    printed = capsys.readouterr().out
+    content = read_json(config.json)
+    heads = ["true height", "RMSE BB", "MAE from 2 m on", "end-point mean", "own score"]
+    assert [head for head in heads if head in printed] == heads
+    errors = next(line for line in printed.splitlines() if line.split()[:1] == ["BB"] and " px " in line)
+    assert f"{content['cities']['BB']['rmse']:.2f} m" in errors
+    assert f"{content['cities']['BB']['end_point_rms']:.2f} px" in errors
+    worst = max(content["images"], key=lambda image: content["images"][image]["lost"])
+    listed = [line.split()[0] for line in printed.splitlines() if line.split()[:1] and line.split()[0] in images]
+    assert listed[0] == worst
+    assert sorted(listed) == sorted(images)
+
+
+def test_json_csv_and_markdown_say_the_same(tmp_path, images):
+    config = all_outputs(write_images(tmp_path, images), tmp_path / "new")
+    reached = evaluate(config)
+    content = json.loads((tmp_path / "new" / "s.json").read_text())
+    for city in "AA", "BB":
+        of_images = [one for one in content["images"].values() if one["city"] == city]
+        pixels = sum(one["known_pixels"] for one in of_images)
+        assert content["cities"][city]["known_pixels"] == pixels
+        mae = sum(one["mae"] * one["known_pixels"] for one in of_images) / pixels
+        assert content["cities"][city]["mae"] == pytest.approx(mae, rel=1e-12)
+        assert content["cities"][city]["score"] == reached.cities[city].score
+    assert sum(one["lost"] for one in content["images"].values()) == pytest.approx(1 - content["score"])
+    with (tmp_path / "new" / "s.csv").open(newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert list(rows) == sorted(images)
+    for image, row in rows.items():
+        one = content["images"][image]
+        for name in ("score", "agl_r2", "rmse", "end_point_error", "angle_error", "true_scale", "lost"):
+            assert float(row[name]) == one[name]
+        assert float(row["above_mae"]) == one["above"]["mae"]
+        assert int(row["pixels_5_10"]) == one["by_height"][3]["pixels"] > 0
+        assert row["rmse_100_up"] == ""
+        assert row["scale"] == repr(one["scale"])
+    page = (tmp_path / "new" / "s.md").read_text()
+    assert f"| all | 6 |  |  | {reached.score:.4f} |" in page
+    assert f"| {content['what_if']['true pose']['cities']['AA']:.4f} |" in page
+    assert page.count("\n## ") == 5
+
+
+def test_an_image_is_scored_by_itself_as_the_official_script_would(tmp_path, images):
+    config = write_images(tmp_path, images)
+    evaluate(config)
+    for image, one in read_json(config.json)["images"].items():
+        assert one["score"] == pytest.approx(official_score({"A": [images[image]]}), abs=1e-9)
+
+
+def test_an_image_without_any_known_height_has_no_figures_and_no_loss(tmp_path, images):
+    name = sorted(images)[0]
+    images[name] = (np.full_like(images[name][0], 65535), *images[name][1:])
+    config = all_outputs(write_images(tmp_path, images), tmp_path)
+    evaluate(config)
+    one = read_json(config.json)["images"][name]
+    assert (one["lost"], one["score"], one["rmse"], one["end_point_rms"]) == (0, None, None, None)
+
+
+def test_with_subset_only_what_is_predicted_is_scored_and_the_table_says_so(tmp_path, images, capsys):
+    config = write_images(tmp_path, images)
+    config.subset = True
+    for name in ("AAx1", "BBx0", "BBx2"):
+        for suffix in ("AGL.tif", "VFLOW.json"):
+            (tmp_path / "predicted" / f"{name}_{suffix}").unlink()
+    reached = evaluate(config)
+    assert (reached.cities["AA"].images, reached.cities["BB"].images) == (2, 1)
+    assert "3 of the 6 images that have a truth" in capsys.readouterr().out
+    (tmp_path / "predicted" / "AAx0_AGL.tif").unlink()  # half a prediction is no reason to leave it out
+    with pytest.raises(UserError, match=r"AAx0_AGL\.tif does not exist"):
+        evaluate(config)
+    config.predictions = str(tmp_path / "out")
+    with pytest.raises(UserError, match="predicts none of the 6 images"):
+        evaluate(config)
+
+
+def test_what_stands_above_the_ground_is_chosen(tmp_path, images):
+    config = write_images(tmp_path, images)
+    evaluate(config)
+    two = read_json(config.json)["all"]["above"]
+    config.above = 7.5
+    evaluate(config)
+    higher = read_json(config.json)["all"]["above"]
+    truth = np.concatenate([image[0][image[0] != 65535] for image in images.values()])
+    assert (two["from"], two["pixels"]) == (2, np.count_nonzero(truth >= 200))
+    assert (higher["from"], higher["pixels"]) == (7.5, np.count_nonzero(truth >= 750))
+
+
+def test_the_files_do_not_depend_on_strips_or_threads(tmp_path, images, monkeypatch):
+    found = []
+    for number, (strip, threads) in enumerate(((2**22, 1), (100, 4), (1, 2))):
+        monkeypatch.setattr(folders, "_STRIP", strip)
+        monkeypatch.setattr(evaluating, "cores", lambda count=threads: count)
+        config = all_outputs(write_images(tmp_path, images, "m"), tmp_path / str(number))
+        evaluate(config)
+        found.append({path.name: path.read_bytes() for path in (tmp_path / str(number)).iterdir()})
+    assert len(found[0]) == 4
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_calibration_is_written_from_the_gsds_of_the_metadata(tmp_path, images):
+    config = write_images(tmp_path, images)
+    config.calibration = str(tmp_path / "new" / "c.json")
+    evaluate(config)
+    assert sorted(json.loads((tmp_path / "new" / "c.json").read_text())["cities"]) == ["AA", "BB"]
+    (tmp_path / "metadata.csv").unlink()
+    with pytest.raises(UserError, match="--calibration needs for the gsd"):
+        evaluate(config)
+
+
+def test_two_outputs_of_one_name_are_refused_and_so_is_a_place_that_cannot_be_written_to(tmp_path, images):
+    config = write_images(tmp_path, images)
+    config.csv = config.json
+    with pytest.raises(UserError, match="--json and --csv both name"):
+        evaluate(config)
+    (tmp_path / "file").write_text("")
+    for option in ("csv", "markdown", "calibration"):
+        config = write_images(tmp_path, images)
+        setattr(config, option, str(tmp_path / "file" / "x"))
+        with pytest.raises(UserError, match=f"--{option}"):
+            evaluate(config)
+    assert not (tmp_path / "out").exists()

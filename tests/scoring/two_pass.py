@@ -1,4 +1,4 @@
-"""The official score written down directly: two passes over every pixel of a city, float64."""
+"""The official score and other errors written down directly: over every pixel of a city, float64, two passes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,3 +38,20 @@ def official_score(cities: dict[str, list[Image]]) -> float:
         agl, flow = city_r2(images)
         scores.append(agl if flow is None else (agl + flow) / 2)
     return sum(scores) / len(scores)
+
+
+def heights(images: list[Image]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """True and predicted heights of all known pixels, metres."""
+    known = [(truth[truth != 65535] / 100, predicted[truth != 65535] / 100) for truth, predicted, *_ in images]
+    return np.concatenate([g for g, _ in known]), np.concatenate([p for _, p in known])
+
+
+def end_point_errors(images: list[Image]) -> NDArray[np.float64]:
+    """Length of the difference of true and predicted flow at every known pixel of images with a pose, pixels."""
+    found = []
+    for truth, predicted, true, pose in images:
+        if true is not None:
+            (g, p), angles = heights([(truth, predicted, true, pose)]), (true.angle, pose.angle)
+            x, y = (p * pose.scale * f(angles[1]) - g * true.scale * f(angles[0]) for f in (np.sin, np.cos))
+            found.append(np.hypot(x, y))
+    return np.concatenate(found)
