@@ -1,65 +1,104 @@
 """The verb `ensemble`: folders of predictions of the same images become one folder of their averages."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agl_core.config import EnsembleConfig
-from agl_core.data.tiles import UNITS, UNKNOWN, agl_size, read_agl, read_vflow
+from agl_core.data.tiles import UNITS
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.guard import Guard
 from agl_core.errors import UserError, valid_choice
 from agl_core.files import writable_folder
-from agl_core.geometry import Pose, angle_from_direction, direction
+from agl_core.inference.archive import check_name, pack
+from agl_core.inference.calibration import Corrections, corrections
+from agl_core.inference.combine import COMBINE, combine_heights, combine_poses, scaled_weights
+from agl_core.inference.folder import AGL
+from agl_core.inference.memberfolders import (
+    Place,
+    common_georeference,
+    common_holes,
+    images_of,
+    listed,
+    member_folders,
+    places_of,
+    read_prediction,
+    sources_of,
+    survey,
+)
+from agl_core.inference.members import parse_weights
 from agl_core.inference.predictor import Prediction
 from agl_core.inference.writer import PredictionWriter
 from agl_core.machine import cores
 from agl_core.reporting.progress import Progress
 
-_AGL, _VFLOW = "_AGL.tif", "_VFLOW.json"
-_MOST_LISTED = 20
+_MEMORY = 4 * 2**30  # bytes of heights that are averaged at the same time, one image aside
+_STRIP = 2**22  # pixels of heights in float64 at a time
+
+
+@dataclass(frozen=True)
+class Joining:
+    """How predictions are joined: the members' weights (none: all alike), `mean` or `median` of the heights, whether
+    their standard deviation is wanted, and what is corrected afterwards."""
+
+    weights: tuple[float, ...] = ()
+    how: str = "mean"
+    spread: bool = False
+    correct: Corrections = Corrections()
 
 
 def ensemble(config: EnsembleConfig, guard: Guard | None = None) -> int:
     """Write the average of the members' predictions of every image to `config.out`; returns the number of images.
 
-    The members must have predicted the same images. Averages that the folder holds already and whose predictions have
-    not changed since are kept, so that an interrupted call is continued by giving it again; the result does not depend
-    on the order of the members. `guard` is asked before every image whether to leave.
+    The members must have predicted the same images. Averages that the folder holds already and whose predictions,
+    weights and corrections have not changed since are kept, so that an interrupted call is continued by giving it
+    again; the result does not depend on the order of the members. `guard` is asked before every image whether to leave.
 
     Raises:
         UserError: with everything that is wrong in one message: files that are missing, damaged or of another unit,
-            sizes that differ, before anything is written; heights with holes, when all other images are written.
+            sizes that differ, cities that corrections need and nobody tells, before anything is written; holes that
+            not all members have, when all other images are written.
         InterruptedRunError: `guard` asked to leave; every image is whole or not there.
     """
     valid_choice("unit", config.unit, list(UNITS))
     members, out = member_folders(config.members), Path(config.out)
+    joining = Joining(
+        tuple(scaled_weights(parse_weights(config.member_weights, len(members)), len(members))),
+        valid_choice("combine", config.combine, list(COMBINE)),
+        config.uncertainty,
+        corrections(config),
+    )
     if out.resolve() in [member.resolve() for member in members]:
         raise UserError(f"{out} is a member itself: choose another folder with --out")
-    ids = sorted({image for member in members for image in _images(member)})
+    if config.archive:
+        check_name(Path(config.archive))
+    ids = sorted({image for member in members for image in images_of(member)})
     if not ids:
-        raise UserError(f"there are no predictions (*{_AGL}) in {', '.join(map(str, members))}: give their folders")
-    threads = min(8, cores())
-    with ThreadPoolExecutor(threads) as pool:
-        problems = [
-            line for found in pool.map(lambda image: _survey(image, members, config.unit), ids) for line in found
-        ]
-    if problems:
-        raise UserError(_listed(problems))
-    writer = PredictionWriter(writable_folder(out, "--out"), config.unit)
-    settings = {"members": len(members), "unit": config.unit}
-    kept = writer.keep(f"{len(members)} members", settings, {image: _sources(image, members) for image in ids})
+        raise UserError(f"there are no predictions (*{AGL}) in {', '.join(map(str, members))}: give their folders")
+    with ThreadPoolExecutor(min(8, cores())) as pool:
+        surveys = list(pool.map(lambda image: survey(image, members, config.unit), ids))
+    if problems := [line for found, _ in surveys for line in found]:
+        raise UserError(listed(problems))
+    places = places_of(ids, members, config.unit, joining.correct)
+    writer = PredictionWriter(writable_folder(out, "--out"), config.unit, spread=config.uncertainty)
+    kept = writer.keep(
+        f"{len(members)} members", _settings(config, joining), sources_of(ids, members, joining.weights, places)
+    )
 
     def average_one(image: str) -> str | None:
         """What is wrong with the image; None if it is written, or if nothing more shall be."""
         if guard is not None and guard.requested:
             return None
         try:
-            writer.write(image, average([_read(image, member, config.unit) for member in members]))
+            predictions = [read_prediction(image, member, config.unit) for member in members]
+            unknown = common_holes(image, members, predictions)
+            place = places.get(image, Place())
+            joined = average(predictions, joining, place.city, place.gsd)
+            writer.write(image, joined, common_georeference(image, members), unknown)
         except UserError as error:
             return str(error)
         done.append(image)
@@ -68,106 +107,68 @@ def ensemble(config: EnsembleConfig, guard: Guard | None = None) -> int:
     done: list[str] = []
     todo = [image for image in ids if image not in kept]
     with (
-        ThreadPoolExecutor(threads) as pool,
+        ThreadPoolExecutor(_threads(max(pixels for _, pixels in surveys), len(members))) as pool,
         Progress("ensemble", total=len(ids), unit="images", start=len(kept)) as progress,
     ):
         for problem in pool.map(average_one, todo):
             problems += [problem] if problem is not None else []
             progress.advance()
-    if guard is not None and guard.requested and len(done) + len(problems) < len(todo):
-        told = f"{len(kept) + len(done)} of {len(ids)} images are averaged"
-        raise InterruptedRunError(guard.signal or "a signal", None, told)
+    told = f"{len(kept) + len(done)} of {len(ids)} images are averaged"
+    if len(done) + len(problems) < len(todo):
+        _leave(guard, told)
     if problems:
-        raise UserError(_listed(problems))
+        raise UserError(listed(problems))
+    if config.archive:
+        pack(out, ids, Path(config.archive), lambda: _leave(guard, told))
     earlier = f", {len(kept)} of them before" if kept else ""
     print(f"{len(ids)} images averaged over {len(members)} members{earlier} -> {config.out}")
     return len(ids)
 
 
-def member_folders(text: str) -> list[Path]:
-    """The folders in a list A,B,...
+def average(
+    predictions: Sequence[Prediction], joining: Joining | None = None, city: str | None = None, gsd: float | None = None
+) -> Prediction:
+    """The joined heights, rounded to centimetres, and the joined pose (see `agl_core.inference.combine`), corrected.
 
-    Raises:
-        UserError: fewer than two, one of them twice, or one that is no folder.
+    Without weights and corrections the mean is exact to the last bit before it is rounded: sums of centimetres are
+    whole numbers, which float64 holds exactly. What it does not depend on is the order of the predictions.
     """
-    members = [Path(name.strip()) for name in text.split(",") if name.strip()]
-    if len(members) < 2:
-        raise UserError(f"members is {text!r}: give the folders of two or more predictions, --members A,B")
-    for number, member in enumerate(members):
-        if not member.is_dir():
-            raise UserError(f"{member} is not a folder: give folders of predictions with --members")
-        if member.resolve() in [other.resolve() for other in members[:number]]:
-            raise UserError(f"{member} is given twice: give each member once with --members")
-    return members
+    joining = joining or Joining()
+    correct = joining.correct
+    shape = predictions[0].agl_cm.shape
+    agl_cm = np.empty(shape, np.uint16)
+    spread_cm = np.empty(shape, np.uint16) if joining.spread else None
+    step = max(1, _STRIP // shape[1])
+    for top in range(0, shape[0], step):
+        rows = slice(top, top + step)
+        strips = [prediction.agl_cm[rows] for prediction in predictions]
+        joined, spread = combine_heights(strips, joining.weights, joining.how, joining.spread)
+        if correct != Corrections():
+            joined = correct.heights(joined / 100, city) * 100
+        agl_cm[rows] = np.rint(joined)
+        if spread_cm is not None and spread is not None:
+            spread_cm[rows] = np.rint(correct.spread(spread / 100, city) * 100)
+    pose = combine_poses([prediction.pose for prediction in predictions], joining.weights)
+    return Prediction(agl_cm, correct.pose(pose, city, gsd), spread_cm)
 
 
-def average(predictions: Sequence[Prediction]) -> Prediction:
-    """The mean of the heights, rounded to centimetres, the mean scale, and the direction of the mean unit vector.
-
-    The same to the last bit in whatever order: sums of centimetres are whole numbers, which float64 holds exactly, and
-    the others are rounded once.
-    """
-    total: NDArray[np.float64] = np.zeros(predictions[0].agl_cm.shape)
-    for prediction in predictions:
-        total += prediction.agl_cm
-    poses = [prediction.pose for prediction in predictions]
-    steps = [direction(pose.angle) for pose in poses]
-    dx, dy = (math.fsum(parts) for parts in zip(*steps, strict=True))
-    scale = math.fsum(pose.scale for pose in poses) / len(poses)
-    agl_cm = np.rint(total / len(predictions)).astype(np.uint16)
-    return Prediction(agl_cm, Pose(scale, float(angle_from_direction(dx, dy))))
+def _settings(config: EnsembleConfig, joining: Joining) -> dict[str, Any]:
+    """On what all averages depend."""
+    corrected = joining.correct.as_settings()
+    return {
+        "members": len(joining.weights),
+        "unit": config.unit,
+        "combine": joining.how,
+        **({"corrections": corrected} if corrected else {}),
+    }
 
 
-def _images(folder: Path) -> Iterable[str]:
-    """The ids of the images of which there is a prediction, or half of one."""
-    for suffix in (_AGL, _VFLOW):
-        yield from (path.name.removesuffix(suffix) for path in folder.glob(f"[!.]*{suffix}"))
+def _threads(pixels: int, members: int) -> int:
+    """How many images are averaged at a time: centimetres of all members, and of the result with its spread."""
+    return max(1, min(8, cores(), _MEMORY // (pixels * 2 * (members + 2) + 1)))
 
 
-def _survey(image: str, members: Sequence[Path], unit: str) -> list[str]:
-    """What is wrong with the members' predictions of an image, as far as it shows without decoding them."""
-    problems, sizes = [], {}
-    for member in members:
-        try:
-            sizes[member] = agl_size(member / f"{image}{_AGL}", unit)
-        except UserError as error:
-            problems.append(str(error))
-        try:
-            read_vflow(member / f"{image}{_VFLOW}", unit)
-        except UserError as error:
-            problems.append(str(error))
-    if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{height} x {width} in {member}" for member, (height, width) in sizes.items())
-        problems.append(f"the members' {image}{_AGL} differ in size: {told}")
-    return problems
-
-
-def _read(image: str, member: Path, unit: str) -> Prediction:
-    path = member / f"{image}{_AGL}"
-    agl_cm = read_agl(path, unit)
-    if holes := int(np.count_nonzero(agl_cm == UNKNOWN)):
-        raise UserError(f"{path} has {holes} holes (pixels that are {UNKNOWN} or NaN)")
-    return Prediction(agl_cm, read_vflow(member / f"{image}{_VFLOW}", unit))
-
-
-def _sources(image: str, members: Sequence[Path]) -> list[list[int]]:
-    """What the average of an image is made of, in no order of the members."""
-    return sorted(
-        [number for suffix in (_AGL, _VFLOW) for number in _state(member / f"{image}{suffix}")] for member in members
-    )
-
-
-def _state(path: Path) -> tuple[int, int]:
-    try:
-        state = path.stat()
-    except FileNotFoundError:  # gone since the survey: reading it will say so
-        return (-1, -1)
-    return state.st_size, state.st_mtime_ns
-
-
-def _listed(problems: list[str]) -> str:
-    if len(problems) == 1:
-        return problems[0]
-    more = [f"and {len(problems) - _MOST_LISTED} more"] if len(problems) > _MOST_LISTED else []
-    lines = [f"  - {line}" for line in [*problems[:_MOST_LISTED], *more]]
-    return "\n".join([f"the members cannot be averaged: {len(problems)} problems", *lines])
+def _leave(guard: Guard | None, told: str) -> None:
+    """End if `guard` asks for it."""
+    if guard is not None and guard.requested:
+        raise InterruptedRunError(guard.signal or "a signal", None, told)

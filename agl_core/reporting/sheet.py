@@ -87,6 +87,13 @@ def colours(metres: NDArray[Any], most: float) -> Image:
     return np.ascontiguousarray(np.asarray(mapped, np.uint8)[..., ::-1])
 
 
+def spread_colours(metres: NDArray[Any], most: float) -> Image:
+    """(H, W, 3): black for 0, pale yellow for `most` and above (inferno: its brightness rises too)."""
+    levels = np.rint(np.clip(metres / most, 0, 1) * 255).astype(np.uint8)
+    mapped = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
+    return np.ascontiguousarray(np.asarray(mapped, np.uint8)[..., ::-1])
+
+
 def hatching(height: int, width: int) -> Image:
     """(H, W, 3) diagonal lines, which no colour of a height looks like."""
     lines = (np.arange(height)[:, None] + np.arange(width)) % 8 < 2
@@ -135,7 +142,7 @@ def _widened(picture: Image, width: int) -> Image:
 
 def _rows(section: Section) -> list[Image]:
     heading = _blank(TITLE_LINE + 12, 20 * len(section.title))
-    _write(heading, section.title, (0, TITLE_LINE - 4), 0.7)
+    put_text(heading, section.title, (0, TITLE_LINE - 4), 0.7)
     rows: list[Image] = [heading]
     for first in range(0, len(section.panels), section.columns):
         drawn = [_panel(panel) for panel in section.panels[first : first + section.columns]]
@@ -157,14 +164,14 @@ def _panel(panel: Panel) -> Image:
     pictures = np.concatenate(parts[:-1], axis=1)
     text = _blank(LINE * len(panel.lines) + 18, pictures.shape[1])
     for number, line in enumerate(panel.lines):
-        _write(text, line, (0, LINE * (number + 1)), 0.45, INK if number == 0 else GREY)
+        put_text(text, line, (0, LINE * (number + 1)), 0.45, INK if number == 0 else GREY)
     return np.concatenate([pictures, text])
 
 
 def _header(title: str, about: str, width: int) -> Image:
     header = _blank(2 * TITLE_LINE, width)
-    _write(header, title, (0, 26), 0.9)
-    _write(header, about, (0, 26 + LINE + 8), 0.5, GREY)
+    put_text(header, title, (0, 26), 0.9)
+    put_text(header, about, (0, 26 + LINE + 8), 0.5, GREY)
     return header
 
 
@@ -175,20 +182,27 @@ def _legend(most: float, width: int) -> Image:
     legend[:LEGEND_HEIGHT, :LEGEND_WIDTH] = bar
     for share in (0.0, 0.5, 1.0):
         text = f"{most * share:g} m" + (" above ground" if share == 1 else "")
-        _write(legend, text, (round(share * (LEGEND_WIDTH - 24)), LEGEND_HEIGHT + LINE - 2), 0.45, GREY)
+        put_text(legend, text, (round(share * (LEGEND_WIDTH - 24)), LEGEND_HEIGHT + LINE - 2), 0.45, GREY)
     left = LEGEND_WIDTH + 60
     legend[:LEGEND_HEIGHT, left : left + 40] = hatching(LEGEND_HEIGHT, 40)
-    _write(legend, "unknown", (left + 50, LEGEND_HEIGHT - 3), 0.45, GREY)
+    put_text(legend, "unknown", (left + 50, LEGEND_HEIGHT - 3), 0.45, GREY)
     left += 150
     _with_arrows(legend, [Arrow((left, 8), (left + 44, 8), (left + 44, 8))], 1.0)
     text = "from a surface to its ground by the labels; the ring: where the ground went with the image"
-    _write(legend, text, (left + 64, LEGEND_HEIGHT - 3), 0.45, GREY)
+    put_text(legend, text, (left + 64, LEGEND_HEIGHT - 3), 0.45, GREY)
     return legend
 
 
-def _write(picture: Image, text: str, place: tuple[int, int], size: float, colour: tuple[int, int, int] = INK) -> None:
+def put_text(
+    picture: Image,
+    text: str,
+    place: tuple[int, int],
+    size: float,
+    colour: tuple[int, int, int] = INK,
+    thickness: int = 1,
+) -> None:
     """Text, small enough that it ends where the picture does; the letters of OpenCV 4 are ASCII."""
     ascii_text = text.encode("ascii", "replace").decode()
-    (length, _), _ = cv2.getTextSize(ascii_text, _FONT, size, 1)
-    size *= min(1.0, (picture.shape[1] - place[0] - 2) / max(length, 1))
-    cv2.putText(picture, ascii_text, place, _FONT, size, colour, 1, cv2.LINE_AA)
+    (length, _), _ = cv2.getTextSize(ascii_text, _FONT, size, thickness)
+    size *= min(1.0, max(0, picture.shape[1] - place[0] - 2) / max(length, 1))
+    cv2.putText(picture, ascii_text, place, _FONT, size, colour, thickness, cv2.LINE_AA)

@@ -17,12 +17,12 @@ from agl_core.config import TrainConfig
 from agl_core.data.batch import Batch
 from agl_core.data.statistics import CityStatistics
 from agl_core.data.tiles import UNKNOWN
+from agl_core.inference.memory import is_shortage
 from agl_core.model.losses import GeoposeLoss
 from agl_core.model.precision import Precision
 from agl_core.training.build import Origin
 from agl_core.training.fit_forecast import CHALLENGE
 from agl_core.training.fit_search import TooFewCropsError
-from agl_core.training.memory import is_shortage
 from agl_core.training.parallel import Parallel
 from agl_core.training.step import OptimizerStep
 

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from agl_core.errors import UserError
+from agl_core.inference.memory import SIGNS
 from agl_core.training.fit_bench import Bench, Job, Outcome, out_of_memory
 from agl_core.training.fit_search import TooFewCropsError
-from agl_core.training.memory import SIGNS
 
 SLACK = 256 * 2**20  # bytes beyond the limit within which the most that was resident decides
 BAD_ALLOC = "bad_alloc"  # what C++ says when it ends a process for want of memory

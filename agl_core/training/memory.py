@@ -9,24 +9,15 @@ from torch import nn
 
 from agl_core.config import StageConfig
 from agl_core.errors import UserError
+from agl_core.inference.memory import is_shortage
 
 STRIDE = 32  # the side of a crop is a multiple of it
 SMALLER = 0.75  # of the side of a crop: a little more than half of the memory
-
-SIGNS = ("out of memory", "not enough memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
-"""What CUDA and NCCL, torch for the CPU, and cuBLAS and cuDNN say."""
 
 
 class MemoryShortageError(UserError):
     """The device has too little memory for a step. Raised by one process for itself: the others wait for it in the
     exchange of gradients, and it must tell them (`Parallel.fail`). The state after the last step is as it was."""
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether `error` says that memory could not be had."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 @contextmanager

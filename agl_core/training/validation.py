@@ -8,10 +8,10 @@ import torch
 from agl_core.data.store import Store
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
+from agl_core.inference.memory import TooLargeError, is_shortage
 from agl_core.inference.predictor import NotFiniteError, Predictor
 from agl_core.scoring.score import ImageResult, Score, score
 from agl_core.scoring.sums import ImageSums, image_sums
-from agl_core.training.memory import is_shortage
 from agl_core.training.parallel import Parallel
 
 
@@ -62,16 +62,16 @@ def validate(
         except NotFiniteError as error:
             problem = str(error)
             break
-        except UserError as error:
-            refusal = str(error)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
+        except (TooLargeError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, TooLargeError) and not is_shortage(error):
                 raise
             refusal = (
                 f"{predictor.device} has too little memory to validate on tile {entry.id}, {entry.height} x "
                 f"{entry.width} pixels at once: use devices with more memory, or prepare a store of smaller tiles"
             )
+            break
+        except UserError as error:
+            refusal = str(error)
             break
         sums[row] = torch.tensor(image_sums(agl, predicted.agl_cm).as_ints())
         poses[row] = torch.tensor([predicted.pose.scale, predicted.pose.angle], dtype=torch.float64)

@@ -1,26 +1,36 @@
 """The verb `predict`: a run's weights and a split's images become files that `evaluate` accepts."""
 
 import json
+import os
 import signal
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
+from affine import Affine
+from rasterio.crs import CRS
 
 from agl_core.config import EvaluateConfig, PredictConfig
+from agl_core.data.georeference import Georeference
 from agl_core.data.tiles import read_agl, read_rgb, read_vflow, write_agl, write_rgb, write_vflow
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.guard import Guard
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
+from agl_core.inference import pipeline
 from agl_core.inference import predict as predict_module
+from agl_core.inference.folder import read_folder
 from agl_core.inference.predict import find_weights, max_agl, predict, trained_precision, trained_tta
 from agl_core.inference.predictor import Predictor
+from agl_core.inference.source import RasterSource
 from agl_core.scoring.evaluate import evaluate
 from agl_core.scoring.score import ImageResult, score
 from agl_core.scoring.sums import image_sums
+from tests.data.test_georeference import rpcs
 from tests.inference.fakes import AnswerNet, PointwiseNet, SurroundingsNet
 
 IDS = ["A_c", "A_a", "B_b"]
@@ -62,11 +72,12 @@ def load(monkeypatch):
     asked = []
 
     def use(model, metadata=None):
-        def load_weights(path):
-            asked.append(path)
-            return model, metadata if metadata is not None else {"config": {"max_agl": {"default": 200.0}}}
+        def load_members(members):
+            asked.extend(member.path for member in members)
+            known = metadata if metadata is not None else {"config": {"max_agl": {"default": 200.0}}}
+            return [model] * len(members), [known] * len(members)
 
-        monkeypatch.setattr(predict_module, "load_weights", load_weights)
+        monkeypatch.setattr(predict_module, "load_members", load_members)
         return asked
 
     return use
@@ -192,7 +203,6 @@ def test_predictions_of_another_test_time_augmentation_are_not_kept(config, load
         config.tta = tta
         predict(config)
         assert len(model.seen) == passes * len(IDS), tta
-    assert "tta" not in json.loads((Path(config.out) / "about.json").read_text())["settings"]
 
 
 def test_a_weights_file_needs_no_run(config, load, tmp_path):
@@ -247,11 +257,11 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_image(config, 
     ("change", "answer"),
     [
         ({"threads": 0}, "threads is 0"),
-        ({"unit": "km"}, "choose one of cm, m"),
+        ({"unit": "km"}, "choose one of auto, cm, m"),
         ({"split": "val"}, "choose one of test, train"),
         ({"window": 50}, "multiple of 32"),
         ({"precision": "int8"}, "choose one of auto, float32"),
-        ({"tta": "d8"}, "choose one of auto, none, d4"),
+        ({"tta": "d8"}, "choose one of auto, none, flips, d4"),
         ({"data": "nowhere"}, "nowhere"),
     ],
 )
@@ -436,6 +446,20 @@ def test_a_prediction_of_which_half_is_gone_is_made_again(config, load):
     assert len(written(config)) == 6
 
 
+def test_windows_are_chosen_for_the_memory_of_the_machine_that_began(config, load, monkeypatch):
+    load(AnswerNet(5.0))
+    predict(config)
+    first = json.loads((Path(config.out) / "about.json").read_text())["memory"]
+    seen = []
+    monkeypatch.setattr("agl_core.inference.plan.device_memory", lambda device, processes: 10 * first)
+    monkeypatch.setattr(Predictor, "use_memory", lambda self, memory: seen.append((self.memory, memory)))
+    predict(config)
+    assert seen == [(10 * first, first)]
+    assert json.loads((Path(config.out) / "about.json").read_text())["memory"] == first
+    predict(replace(config, window=0))
+    assert len(seen) == 1
+
+
 def test_predictions_of_images_that_are_not_asked_for_now_stay_and_are_still_known(config, load):
     load(PointwiseNet())
     predict(config)
@@ -448,3 +472,200 @@ def test_predictions_of_images_that_are_not_asked_for_now_stay_and_are_still_kno
     table.write_text(whole)
     assert predict(config) == 3
     assert model.seen == []
+
+
+# ---- single images
+
+
+def write_image(path, rgb, place=None, bands=None, **options):
+    """A GeoTIFF of its own; `bands` beside the three."""
+    every = np.concatenate([rgb.transpose(2, 0, 1), *([bands[None]] if bands is not None else [])])
+    options |= place.profile() if place is not None else {}
+    with rasterio.open(
+        path, "w", driver="GTiff", height=rgb.shape[0], width=rgb.shape[1], count=len(every), dtype="uint8", **options
+    ) as file:
+        file.write(every)
+    return path
+
+
+@pytest.fixture
+def rgb():
+    return np.random.default_rng(1).integers(0, 250, (150, 130, 3)).astype(np.uint8)
+
+
+def single(config, path, **options):
+    return replace(config, data="", images=str(path), **options)
+
+
+PLACES = {
+    "map": Georeference(CRS.from_epsg(32617), Affine(0.5, 0, 4e5, 0, -0.5, 3e6)),
+    "camera": Georeference(rpcs=rpcs(0.5)),
+}
+
+
+@pytest.mark.parametrize("format", ["tif", "cog"])
+@pytest.mark.parametrize("where", PLACES)
+def test_a_single_image_keeps_its_place_on_earth(config, load, tmp_path, rgb, where, format):
+    model = PointwiseNet()
+    load(model)
+    place = PLACES[where]
+    path = write_image(tmp_path / "x.tif", rgb, place)
+    assert predict(single(config, path, city="A", format=format)) == 1
+    assert written(config) == ["x_AGL.tif", "x_VFLOW.json"]
+    with rasterio.open(tmp_path / "out" / "x_AGL.tif") as file:
+        np.testing.assert_array_equal(file.read(1), (np.rint(rgb.mean(2) * 10) / 100).astype(np.float32))
+        assert file.crs == place.crs
+        if where == "map":
+            assert file.transform == place.transform
+        else:
+            assert file.rpcs.long_off == pytest.approx(place.rpcs.long_off, rel=1e-12)
+            assert file.rpcs.line_num_coeff == place.rpcs.line_num_coeff
+    assert model.seen[0][2] == [pytest.approx(0.5, rel=1e-3)]  # the gsd is that of the georeference
+    (image,) = read_folder(tmp_path / "out")
+    assert (image.rgb, image.city, image.unit) == (path, "A", "m")
+    assert image.gsd == pytest.approx(0.5, rel=1e-3)
+    np.testing.assert_array_equal(image.read_rgb(), rgb)
+
+
+@pytest.mark.parametrize("unit", ["m", "cm"])
+def test_heights_are_unknown_where_a_single_image_shows_nothing(config, load, tmp_path, rgb, unit):
+    load(PointwiseNet())
+    alpha = np.full(rgb.shape[:2], 255, np.uint8)
+    alpha[:9, 3:7] = 0
+    write_image(tmp_path / "x.tif", rgb, bands=alpha, alpha="yes")
+    predict(single(config, tmp_path / "x.tif", city="A", gsd=0.5, unit=unit))
+    agl_cm = read_agl(tmp_path / "out" / "x_AGL.tif", unit)
+    np.testing.assert_array_equal(agl_cm == 65535, alpha == 0)
+    with rasterio.open(tmp_path / "out" / "x_AGL.tif") as file:
+        corner = file.read(1)[0, 3]
+        assert np.isnan(corner) if unit == "m" else corner == 65535
+        assert file.read_masks(1)[0, 3] == 0
+
+
+def test_every_pixel_of_a_data_set_is_predicted_whatever_its_files_say_of_nodata(config, load):
+    load(PointwiseNet())
+    path = Path(config.data) / "test" / "A_a_RGB.tif"
+    rgb = read_rgb(path)
+    rgb[:5] = 0
+    write_image(path, rgb, nodata=0)
+    predict(config)
+    assert read_agl(Path(config.out) / "A_a_AGL.tif", "cm").max() < 65535
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_scene_that_is_read_in_windows_is_predicted_as_one_in_memory(
+    config, load, tmp_path, rgb, monkeypatch, spread
+):
+    load(SurroundingsNet())
+    write_image(tmp_path / "x.tif", rgb, PLACES["map"], nodata=7)
+    options = {"city": "A", "window": 64, "overlap": 32, "tta": "d4", "uncertainty": spread}
+    predict(single(config, tmp_path / "x.tif", **options))
+    whole = config.out
+    config.out = f"{whole}-scene"
+    monkeypatch.setattr(pipeline, "LARGE", 0)
+    monkeypatch.setattr(pipeline, "SCENE", 0)
+    monkeypatch.setattr(RasterSource, "read", bounded(RasterSource.read))
+    predict(single(config, tmp_path / "x.tif", **options))
+    assert sorted(os.listdir(whole)) == sorted(os.listdir(config.out))
+    for kind in ["AGL", "SPREAD"] if spread else ["AGL"]:
+        one, other = (read_agl(Path(out) / f"x_{kind}.tif", "m") for out in (whole, config.out))
+        np.testing.assert_array_equal(one, other)
+    assert (Path(whole) / "x_VFLOW.json").read_bytes() == (Path(config.out) / "x_VFLOW.json").read_bytes()
+    with rasterio.open(Path(config.out) / "x_AGL.tif") as file:
+        assert (file.crs, file.transform) == (PLACES["map"].crs, PLACES["map"].transform)
+        assert file.block_shapes == [(512, 512)]
+        assert np.isnan(file.nodata)
+
+
+def bounded(read):
+    def read_a_window(self, top, left, height, width):
+        assert height <= 64 and width <= 64  # noqa: PT018
+        return read(self, top, left, height, width)
+
+    return read_a_window
+
+
+def test_a_large_image_is_predicted_on_its_own_and_like_the_others(config, load, monkeypatch):
+    load(PointwiseNet())
+    predict(config)
+    before = content(config)
+    (Path(config.out) / "about.json").unlink()
+    monkeypatch.setattr(pipeline, "LARGE", 41 * 70)
+    predict(config)
+    assert content(config) == before
+
+
+def test_spread_quick_look_and_archive_are_written_when_asked_for(config, load, tmp_path):
+    load(PointwiseNet())
+    config = replace(config, tta="flips", uncertainty=True, quicklook=True, archive=str(tmp_path / "s.tar.gz"))
+    predict(config)
+    kinds = ("AGL.tif", "LOOK.png", "SPREAD.tif", "VFLOW.json")
+    assert written(config) == sorted(f"{image}_{kind}" for image in IDS for kind in kinds)
+    with tarfile.open(tmp_path / "s.tar.gz") as tar:
+        assert tar.getnames() == sorted(f"{image}_{kind}" for image in IDS for kind in ("AGL.tif", "VFLOW.json"))
+    (Path(config.out) / "A_c_LOOK.png").unlink()
+    before = written(config)
+    predict(config)
+    assert set(written(config)) - set(before) == {"A_c_LOOK.png"}
+
+
+def test_several_members_predict_together(config, monkeypatch, tmp_path):
+    paths = [tmp_path / f"{name}.safetensors" for name in "xy"]
+    for path in paths:
+        path.write_text(path.name)
+    models = [AnswerNet(10.0), AnswerNet(40.0)]
+    known = [{"config": {"max_agl": {"default": 200.0}}}] * 2
+    monkeypatch.setattr(predict_module, "load_members", lambda members: (models, known))
+    config = replace(config, run="", weights=",".join(map(str, paths)), member_weights="2,1", uncertainty=True)
+    predict(config)
+    assert np.unique(read_agl(tmp_path / "out" / "A_a_AGL.tif", "cm")).tolist() == [2000]
+    assert np.unique(read_agl(tmp_path / "out" / "A_a_SPREAD.tif", "cm")).tolist() == [1414]
+    settings = json.loads((tmp_path / "out" / "about.json").read_text())["settings"]
+    assert settings["member_weights"] == [2.0, 1.0]
+    assert len(set(settings["weights"])) == 2
+    predict(replace(config, member_weights="1,2"))  # other settings: all are made again
+    assert np.unique(read_agl(tmp_path / "out" / "A_a_AGL.tif", "cm")).tolist() == [3000]
+
+
+def test_corrections_are_part_of_the_settings(config, load, tmp_path):
+    load(AnswerNet(10.0))
+    predict(replace(config, height_factor={"A": 1.5, "default": 1.0}, max_agl={"default": 12.0}))
+    heights = {image: read_agl(tmp_path / "out" / f"{image}_AGL.tif", "cm").max() for image in IDS}
+    assert heights == {"A_a": 1200, "A_c": 1200, "B_b": 1000}
+    predict(config)
+    assert read_agl(tmp_path / "out" / "A_a_AGL.tif", "cm").max() == 1000
+
+
+def test_the_only_city_of_a_model_need_not_be_told(config, load, tmp_path, rgb):
+    path = write_image(tmp_path / "x.tif", rgb)
+    for number, model in enumerate((PointwiseNet(cities=("Z",)), PointwiseNet(use_city=False))):
+        load(model)
+        assert predict(replace(single(config, path, gsd=0.5), out=f"{config.out}{number}")) == 1
+
+
+def test_a_gsd_that_does_not_count_is_remarked(config, load, tmp_path, rgb, capsys):
+    load(PointwiseNet())
+    path = write_image(tmp_path / "x.tif", rgb, PLACES["map"])
+    predict(single(config, path, city="A", gsd=0.8))
+    assert "x: gsd is 0.5 m by its georeference, which counts before --gsd 0.8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gsd": 0.5}, "--city"),
+        ({"city": "A"}, "--gsd"),
+        ({"city": "Z", "gsd": 0.5}, "does not know city 'Z'"),
+        ({"city": "A", "gsd": 0.5, "archive": "s.zip"}, r"\.tar\.gz"),
+        ({"city": "A", "gsd": 0.5, "format": "png"}, "choose one of tif, cog"),
+        ({"city": "A", "gsd": 0.5, "uncertainty": True}, "spread"),
+    ],
+)
+def test_what_is_missing_for_a_single_image_is_said_in_one_sentence(config, load, tmp_path, rgb, options, words):
+    model = PointwiseNet()
+    load(model)
+    with pytest.raises(UserError, match=words) as refused:
+        predict(single(config, write_image(tmp_path / "x.tif", rgb), **options))
+    assert "\n" not in str(refused.value)
+    assert model.seen == []
+    assert not (tmp_path / "out").exists()

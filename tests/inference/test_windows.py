@@ -1,7 +1,6 @@
 """Windows cover the image, overlap as asked, and blend without gaps."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,20 +29,44 @@ def test_no_more_windows_than_needed():
 
 
 @settings(deadline=None, derandomize=True)
-@given(st.integers(1, 300), st.integers(0, 299))
-def test_weights_are_nowhere_zero_symmetric_and_highest_in_the_middle(length, overlap):
-    weights = blend_weights(length, overlap)
-    assert weights.min() > 0
-    assert weights.max() <= 1
-    np.testing.assert_array_equal(weights, weights[::-1])
-    assert (np.diff(weights[: (length + 1) // 2]) >= 0).all()
+@given(st.integers(1, 3000), st.integers(1, 8), st.data())
+def test_windows_begin_where_the_networks_cells_do(length, cells, data):
+    overlap = data.draw(st.integers(0, 32 * (cells - 1)))
+    window = 32 * cells
+    starts = window_starts(length, window, overlap, unit=32)
+    assert all(start % 32 == 0 for start in starts)
+    if length > window:
+        assert (window - np.diff(starts) >= overlap).all()
+        assert length <= starts[-1] + window < length + 32
+    else:
+        assert starts == [0]
 
 
-@pytest.mark.parametrize("overlap", [1, 2, 31, 64])
-def test_the_weights_of_neighbours_add_up_to_one_where_they_overlap(overlap):
-    weights = blend_weights(128, overlap)
-    np.testing.assert_allclose(weights[-overlap:] + weights[:overlap], 1, atol=1e-12)
-    np.testing.assert_array_equal(weights[overlap : 128 - overlap], 1)
+@settings(deadline=None, derandomize=True)
+@given(st.integers(1, 900), st.integers(1, 300), st.data())
+def test_the_weights_of_all_windows_add_up_to_one_everywhere(length, window, data):
+    starts = window_starts(length, window, data.draw(st.integers(0, window - 1)))
+    total = np.zeros(length)
+    weights = blend_weights(length, window, starts)
+    for start, own in zip(starts, weights, strict=True):
+        assert own.min() >= 0
+        assert len(own) == min(window, length - start)
+        total[start : start + len(own)] += own
+    np.testing.assert_allclose(total, 1, atol=1e-12)
+
+
+def test_nothing_counts_beside_a_border_that_is_not_the_images():
+    first, middle, last = blend_weights(288, 128, [0, 80, 160])  # neighbours share 48 pixels
+    for weights, left, right in ((first, False, True), (middle, True, True), (last, True, False)):
+        assert (weights[:12] == (0 if left else 1)).all()
+        assert (weights[-12:] == (0 if right else 1)).all()
+        assert (weights[48:80] == 1).all()
+    np.testing.assert_allclose(first[80:] + middle[:48], 1, atol=1e-12)
+    assert (np.diff(middle[12:36]) > 0).all()
+
+
+def test_windows_that_share_nothing_stand_for_their_own_pixels():
+    assert all((weights == 1).all() for weights in blend_weights(150, 64, [0, 64, 128]))
 
 
 def test_padding_mirrors_the_image_at_the_bottom_and_on_the_right():

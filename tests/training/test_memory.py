@@ -13,6 +13,7 @@ from agl_core.config import StageConfig, TrainConfig
 from agl_core.durable.exits import PEER_LOST, PeerLostError
 from agl_core.durable.retention import list_checkpoints
 from agl_core.errors import UserError
+from agl_core.inference.memory import is_shortage
 from agl_core.inference.predictor import Predictor
 from agl_core.model.network import GeoposeNet, Output
 from agl_core.model.precision import Precision
@@ -20,7 +21,6 @@ from agl_core.training.batchnorm import RunningStatistics
 from agl_core.training.memory import (
     MemoryShortageError,
     advice,
-    is_shortage,
     smaller_crop,
     smaller_micro_batch,
     telling,

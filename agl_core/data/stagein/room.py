@@ -61,12 +61,12 @@ def memory_rooms(system: Path = Path("/")) -> list[tuple[int, str]]:
     with suppress(KeyError, IndexError, ValueError):
         total, available = (int(node[name][1]) * 1024 for name in ("MemTotal", "MemAvailable"))
         rooms.append((available - _reserve(MEMORY_RESERVE, total), "of this node's memory"))
-    for limit, used in _limits(system):
+    for limit, used in memory_limits(system):
         rooms.append((limit - used - _reserve(MEMORY_RESERVE, limit), "of this job's memory"))
     return rooms
 
 
-def _limits(system: Path) -> Iterator[tuple[int, int]]:
+def memory_limits(system: Path) -> Iterator[tuple[int, int]]:
     """Limit and use, in bytes, of the control groups that this process is in; files that could be dropped from the
     system's cache do not count as used."""
     for line in _text(system / "proc/self/cgroup").splitlines():
