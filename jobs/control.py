@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from agl_core.config import CancelConfig, ResumeConfig, TrainConfig
+from agl_core.config import CancelConfig, PredictConfig, ResumeConfig, TrainConfig
 from agl_core.errors import UserError
 from jobs import scontrol, survey
 from jobs.cli import check_processes
 from jobs.cluster import ClusterConfig, check, load_cluster
 from jobs.history import DONE, History
 from jobs.many import Several, read_ensemble
+from jobs.pipeline import PREDICT
 from jobs.runs import Run
 from jobs.settings import Assignments, apply_assignments
 from jobs.standing import ACTIVE, ENDING, UNKNOWN, RunStanding
@@ -122,6 +123,9 @@ def resume(config: ResumeConfig, cluster_keys: Assignments) -> None:
         UserError: there is no such run, it is active, or what it needs is missing.
     """
     run = survey.find_run(config.runs, config.run)
+    if run.is_prediction():
+        _resume_prediction(run, config, cluster_keys)
+        return
     runs = [each for each in family(run) if each.exists()]
     if not runs:
         raise UserError(f"{run.path} has none of its runs beside it any more: there is nothing to continue")
@@ -138,8 +142,20 @@ def resume(config: ResumeConfig, cluster_keys: Assignments) -> None:
     _continue(configs, run.name if run.is_ensemble() else "", cluster)
 
 
+def _resume_prediction(run: Run, config: ResumeConfig, cluster_keys: Assignments) -> None:
+    from jobs.predictions import continue_prediction
+
+    if run.finished(PREDICT):
+        print(f"nothing to do: prediction {run.name} is finished ({run.prediction().out})")
+        return
+    _check_active([run], config)
+    asked = run.prediction()
+    _, cluster = find_cluster(config, cluster_keys, run, asked)
+    continue_prediction(run, replace(asked, cluster=config.cluster or asked.cluster), cluster)
+
+
 def find_cluster(
-    config: ResumeConfig, cluster_keys: Assignments, run: Run, trained: TrainConfig
+    config: ResumeConfig, cluster_keys: Assignments, run: Run, trained: TrainConfig | PredictConfig
 ) -> tuple[ClusterConfig | None, ClusterConfig]:
     """Where the run ran last, if that is still known, and where it will: as last, or as asked for, with
     `cluster_keys`."""
@@ -156,7 +172,7 @@ def find_cluster(
     return before, cluster
 
 
-def _last_cluster(run: Run, trained: TrainConfig) -> ClusterConfig | None:
+def _last_cluster(run: Run, trained: TrainConfig | PredictConfig) -> ClusterConfig | None:
     """What the last submission had, with all that its command changed, unless the run was continued elsewhere since."""
     named = None
     with suppress(UserError):  # its file may be gone

@@ -16,6 +16,7 @@ from agl_core.files import write_json
 END_FILE = "end.json"
 PARENT = "AGL_PARENT"
 GRACE = "AGL_GRACE"
+APART = "AGL_APART"
 
 
 class RankController(Controller):
@@ -25,10 +26,11 @@ class RankController(Controller):
     collective for ever), and leaves the ranks behind when it is killed.
     """
 
-    def __init__(self, folder: Path, parent: int, grace: float) -> None:
-        """`grace`: seconds that the ranks have to save and leave, from a warning or the death of one of them."""
+    def __init__(self, folder: Path, parent: int, grace: float, apart: bool = False) -> None:
+        """`grace`: seconds that the ranks have to save and leave, from a warning or the death of one of them; `apart`:
+        they do not notice that death by themselves, so that they are warned of it."""
         super().__init__(folder)
-        self.parent, self.grace = parent, grace
+        self.parent, self.grace, self.apart = parent, grace, apart
         self.signals: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
             signal.signal(number, self._stop)
@@ -48,6 +50,7 @@ class RankController(Controller):
             if any(codes) and not failed:
                 failed = True
                 deadline = min(deadline, now + self.grace)
+                again = now if self.apart else again
             if not warned and self.signals == [signal.SIGINT]:  # a user waits; nobody else wants the machine
                 warned = True
                 self._tell(signal.SIGINT)
@@ -80,4 +83,5 @@ class RankController(Controller):
 
 
 if __name__ == "__main__":
-    RankController(Path(sys.argv[1]), int(os.environ[PARENT]), float(os.environ[GRACE])).run()
+    parent, grace, apart = int(os.environ[PARENT]), float(os.environ[GRACE]), os.environ[APART] == "1"
+    RankController(Path(sys.argv[1]), parent, grace, apart).run()

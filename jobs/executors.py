@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from agl_core.config import CheckpointConfig
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
@@ -17,13 +18,13 @@ from jobs.history import History
 from jobs.local import check_gpus, fresh_folder, run_ranks, visible_gpus
 from jobs.pipeline import PREDICT, STAGE, JobSpec
 from jobs.progress import kept, reached
-from jobs.sbatch import sbatch_text
+from jobs.sbatch import SHARED, sbatch_text
 from jobs.settings import to_yaml
 from jobs.snapshot import snapshot_path
 from jobs.stages import Place, StageJob
 from jobs.submission import submit
 from jobs.why import DONE, GIVE_UP, LEAVE
-from jobs.work import carry_out
+from jobs.work import SharedJob, carry_out
 
 CACHES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
 
@@ -48,12 +49,15 @@ def execute(jobs: Sequence[JobSpec], cluster: ClusterConfig) -> None:
 
 
 def _has_ranks(job: JobSpec, cluster: ClusterConfig) -> bool:
-    return job.kind == STAGE and cluster.executor == "local"
+    return cluster.executor == "local" and job.kind in SHARED and (job.kind == STAGE or cluster.processes > 1)
 
 
 def _run_ranks(job: JobSpec, cluster: ClusterConfig) -> bool:
-    grace = job.run.config().checkpoint.grace
-    return run_ranks(StageJob(job.run.path, job.name), fresh_folder(job.run.jobs, job.name), cluster, grace)
+    grace = (job.run.config().checkpoint if job.run.exists() else CheckpointConfig()).grace
+    folder = fresh_folder(job.run.jobs, job.name)
+    if job.kind == STAGE:
+        return run_ranks(StageJob(job.run.path, job.name), folder, cluster, grace)
+    return run_ranks(SharedJob(job.run.path, job.name, job.kind), folder, cluster, grace, apart=True)
 
 
 def _do_here(job: JobSpec, cluster: ClusterConfig) -> bool:

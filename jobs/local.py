@@ -22,7 +22,7 @@ from agl_core.errors import UserError
 from agl_core.files import read_json
 from agl_core.reporting.startup import LAUNCHED
 from jobs.cluster import ClusterConfig
-from jobs.controller import END_FILE, GRACE, PARENT
+from jobs.controller import APART, END_FILE, GRACE, PARENT
 from jobs.failure import INTERRUPTIONS, MISTAKE, JobError, JobInterruptedError
 from jobs.snapshot import ROOT
 from jobs.stages import RENDEZVOUS
@@ -62,12 +62,15 @@ class RankExecutor(LocalExecutor):
         return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(processes)))
 
 
-def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig, grace: float = 30.0) -> bool:
+def run_ranks(
+    call: Callable[[], None], folder: Path, cluster: ClusterConfig, grace: float = 30.0, apart: bool = False
+) -> bool:
     """Run `call` in `cluster.processes` processes; logs and submitit's files go to the new `folder`.
 
-    What rank 0 prints is shown here as it comes. The first signal that asks this process to end is passed on to the
-    ranks, which have `grace` seconds to save and leave, or as long as they need after Ctrl-C; the second ends them.
-    Returns when all ranks have succeeded, whether a signal came too late to interrupt them.
+    When one fails, the others have `grace` seconds to notice and leave; with `apart`, where none waits for another,
+    they are asked to. What rank 0 prints is shown here as it comes. The first signal that asks this process to end is
+    passed on to the ranks, which have `grace` seconds to save and leave, or as long as they need after Ctrl-C; the
+    second ends them. Returns when all ranks have succeeded, whether a signal came too late to interrupt them.
 
     Raises:
         UserError: a rank found something that the user can mend.
@@ -78,7 +81,7 @@ def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig, gr
     # Not on the disk of the run: torch ends a process for a rendezvous that it cannot write to.
     meeting = Path(tempfile.mkdtemp(prefix="rendezvous-"))
     rendezvous = meeting / "rendezvous"
-    outside = {**os.environ, GRACE: str(grace)}
+    outside = {**os.environ, GRACE: str(grace), APART: str(int(apart))}
     executor = RankExecutor(folder, environment(cluster, outside, f"file://{rendezvous}"))
     executor.update_parameters(tasks_per_node=cluster.processes, timeout_min=FOR_EVER)
     with PassedOn() as signals:
@@ -99,7 +102,7 @@ def run_ranks(call: Callable[[], None], folder: Path, cluster: ClusterConfig, gr
             for log in logs:
                 log.show()
             shutil.rmtree(meeting, ignore_errors=True)
-    _judge(job, folder, cluster.processes, signals)
+    _judge(job, folder, cluster.processes, signals, apart)
     return bool(signals.received)
 
 
@@ -220,7 +223,7 @@ def last_lines(path: Path) -> list[str]:
         return list(deque((line for line in lines if not line.startswith("submitit ")), SHOWN_LINES))
 
 
-def _judge(job: "LocalJob[None]", folder: Path, processes: int, signals: PassedOn) -> None:
+def _judge(job: "LocalJob[None]", folder: Path, processes: int, signals: PassedOn, apart: bool) -> None:
     end_file = folder / END_FILE
     if not end_file.exists():
         raise JobError(f"the ranks were ended from outside; their logs are in {folder}")
@@ -234,8 +237,10 @@ def _judge(job: "LocalJob[None]", folder: Path, processes: int, signals: PassedO
     rank, code = min(failed, key=lambda entry: (_consequence(entry[1]), entry[0]))
     lines = last_lines(Path(job.task(rank).paths.stderr))
     if code == MISTAKE and lines and lines[-1].startswith("error: "):
-        raise UserError("" if rank == 0 else lines[-1].removeprefix("error: "))
-    if signals.received or any(code in INTERRUPTIONS for _, code in failed):
+        said = lines[-1] in last_lines(Path(job.task(0).paths.stderr))  # and shown
+        raise UserError("" if said else lines[-1].removeprefix("error: "))
+    # Where the others were asked to leave because of this one, their leaving says nothing.
+    if signals.received or any(each in INTERRUPTIONS for _, each in ([(rank, code)] if apart else failed)):
         told = [line for line in last_lines(Path(job.task(0).paths.stderr)) if line.startswith(INTERRUPTED_LINE)]
         raise JobInterruptedError(told[-1] if told else "interrupted", by_keyboard=signal.SIGINT in signals.received)
     if code is not None and code < 0:
@@ -257,4 +262,6 @@ def _consequence(code: int | None) -> int:
         return 0
     if code is None:
         return 4
-    return 1 if code < 0 else 3 if code == PEER_LOST else 2
+    if code == PEER_LOST or code in INTERRUPTIONS:
+        return 3
+    return 1 if code < 0 else 2

@@ -29,8 +29,9 @@ def hold(run: Run, submits: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             who = run.lock.read_text(encoding="utf-8").strip() or "which is just starting"
+            doing = "predicted" if run.is_prediction() else "trained"
             raise UserError(
-                f"run {run.name} is being trained by another process ({who}): wait until it ends, or choose another "
+                f"run {run.name} is being {doing} by another process ({who}): wait until it ends, or choose another "
                 "--run"
             ) from None
         except OSError:
@@ -42,7 +43,7 @@ def hold(run: Run, submits: bool = False) -> Iterator[None]:
             file.flush()
             yield
         finally:
-            if not (run.exists() or run.is_ensemble()):
+            if not (run.exists() or run.is_ensemble() or run.is_prediction()):
                 run.lock.unlink(missing_ok=True)
                 with suppress(OSError):
                     run.path.rmdir()

@@ -30,8 +30,17 @@ def kept(run: Run, name: str, kind: str) -> int | None:
         except (OSError, UserError):
             return 0
     if kind in (PREDICT, ENSEMBLE):
-        return sum(1 for _ in run.predictions.glob("*_VFLOW.json")) if run.predictions.is_dir() else 0
+        return predicted(run)
     return None
+
+
+def predicted(run: Run) -> int:
+    """How many images are predicted where the run has its predictions, or a job of the verb `predict` writes them."""
+    try:
+        folder = Path(run.prediction().out) if run.is_prediction() else run.predictions
+        return sum(1 for _ in folder.glob("*_VFLOW.json")) if folder.is_dir() else 0
+    except (OSError, UserError):
+        return 0
 
 
 def reached(run: Run, name: str, kind: str) -> int | None:

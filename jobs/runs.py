@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agl_core.config import TrainConfig
+from agl_core.config import PredictConfig, TrainConfig
 from agl_core.errors import UserError
 from agl_core.files import read_json, writable_folder, write_text
-from jobs.settings import flat, load_train_config, to_yaml
+from jobs.settings import apply_mapping, flat, load_train_config, read_mapping, to_yaml
 
 MOST_DIFFERENCES = 3
 
@@ -89,6 +89,11 @@ class Run:
         """What an ensemble consists of; its folder has this instead of a configuration."""
         return self.path / "ensemble.yaml"
 
+    @property
+    def prediction_file(self) -> Path:
+        """What a job of the verb `predict` does; its folder has this instead of a configuration."""
+        return self.path / "predict.yaml"
+
     def checkpoints(self, stage: str) -> Path:
         """The folder of the complete states of a stage."""
         return self.path / "checkpoints" / stage
@@ -114,6 +119,10 @@ class Run:
         """Whether the folder is that of an ensemble of other runs."""
         return self.ensemble_file.exists()
 
+    def is_prediction(self) -> bool:
+        """Whether the folder is that of a job of the verb `predict`."""
+        return self.prediction_file.exists()
+
     def begun(self) -> bool:
         """Whether anything was trained in it: until then its configuration commits to nothing."""
         return any(path.exists() for path in (self.events, self.path / "checkpoints", self.path / "stages"))
@@ -121,6 +130,11 @@ class Run:
     def config(self) -> TrainConfig:
         """The run's configuration."""
         return load_train_config(self.config_file)
+
+    def prediction(self) -> PredictConfig:
+        """What the job of the verb `predict` does whose folder this is."""
+        path = self.prediction_file
+        return apply_mapping(PredictConfig(), read_mapping(path, resolve=False), str(path))
 
     def finished(self, stage: str) -> bool:
         """Whether a stage, or another job, has come to its end."""

@@ -20,6 +20,7 @@ from jobs.runs import Run
 
 GPU_OPTIONS = ("gres", "gpus", "gpus-per-task", "gpus-per-socket")
 MEMORY_PER_GPU = "mem-per-gpu"
+SHARED = (STAGE, PREDICT)  # the jobs that several processes share, each with its GPU
 
 DEAF = (
     "# What asks the job to leave before its process can hear it must not end it, since it would not come back.",
@@ -33,21 +34,20 @@ def parameters(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence
     """The parameters of submitit's Slurm executor for a job.
 
     code: the snapshot that it runs; after: ids of the jobs that must succeed first. A stage has what the configuration
-    says; preparing the store takes the cores of a node's share and no GPU; the other jobs are one process's share,
-    predicting with one GPU.
+    says; predicting has the processes and GPUs of one node; preparing the store takes the cores of a node's share and
+    no GPU; the other jobs are one process's share.
     """
     assert cluster.time_hours is not None
-    trains = job.kind == STAGE
     gpus = gpus_per_node(cluster, job.kind)
     further = {name.replace("_", "-"): value for name, value in cluster.sbatch.items()}
     own_gpus = any(name in further for name in GPU_OPTIONS)
     if not gpus:
         further = {name: value for name, value in further.items() if name not in (*GPU_OPTIONS, MEMORY_PER_GPU)}
-    whole = trains or job.kind == PREPARE
+    whole = job.kind in (*SHARED, PREPARE)
     chosen: dict[str, Any] = {
         "job_name": job_name(job),
-        "nodes": cluster.nodes if trains else 1,
-        "ntasks_per_node": cluster.processes if trains else 1,
+        "nodes": nodes(cluster, job.kind),
+        "ntasks_per_node": tasks(cluster, job.kind) // nodes(cluster, job.kind),
         "cpus_per_task": cpus_per_task(cluster, job.kind),
         "mem": _memory(cluster.memory_gb, 1 if whole else cluster.processes),
         "time": math.ceil(cluster.time_hours * 60),
@@ -80,9 +80,14 @@ def job_name(job: JobSpec) -> str:
     return f"{job.run.name}-{job.name}"
 
 
+def nodes(cluster: ClusterConfig, kind: str) -> int:
+    """Number of nodes of a job."""
+    return cluster.nodes if kind == STAGE else 1
+
+
 def tasks(cluster: ClusterConfig, kind: str) -> int:
-    """Number of ranks of a job."""
-    return cluster.world_size if kind == STAGE else 1
+    """Number of ranks of a job, over all its nodes."""
+    return cluster.processes * nodes(cluster, kind) if kind in SHARED else 1
 
 
 def cpus_per_task(cluster: ClusterConfig, kind: str) -> int:
@@ -93,8 +98,7 @@ def cpus_per_task(cluster: ClusterConfig, kind: str) -> int:
 
 def gpus_per_node(cluster: ClusterConfig, kind: str) -> int:
     """GPUs of a job on each of its nodes."""
-    gpus = cluster.gpus_per_node or 0
-    return gpus if kind == STAGE else min(gpus, 1) if kind == PREDICT else 0
+    return (cluster.gpus_per_node or 0) if kind in SHARED else 0
 
 
 def setup_lines(cluster: ClusterConfig, code: Path) -> list[str]:
@@ -126,7 +130,7 @@ def srun_command(cluster: ClusterConfig, run: Run, name: str, kind: str, folder:
     """The words that start the ranks of a job; their logs and ends go to `folder`."""
     return [
         "srun",
-        f"--nodes={cluster.nodes if kind == STAGE else 1}",
+        f"--nodes={nodes(cluster, kind)}",
         f"--ntasks={tasks(cluster, kind)}",
         # From 22.05 on, srun does not take the cores of a task from sbatch.
         f"--cpus-per-task={cpus_per_task(cluster, kind)}",

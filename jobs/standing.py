@@ -16,7 +16,7 @@ from jobs.history import (
     restarts,
 )
 from jobs.pace import last_sign, of_kind, progress, reasons, seconds_left
-from jobs.pipeline import EVALUATE
+from jobs.pipeline import EVALUATE, PREDICT
 from jobs.scontrol import QueuedJob
 from jobs.survey import Findings
 from jobs.why import CANCELLED, GIVE_UP
@@ -174,6 +174,10 @@ def _assess_job(
     state, detail = (
         _recorded(case) or _in_queue(case) or _from_history(case) or _from_events(case) or _next(findings, before)
     )
+    if state == RUNNING and name == PREDICT:
+        detail = ", ".join(
+            filter(None, [detail, f"{findings.predicted} image{'s' * (findings.predicted != 1)} predicted"])
+        )
     bad = state in (FAILED, GAVE_UP, LOST, INTERRUPTED, CANCELLED)
     return JobStanding(
         job=name,

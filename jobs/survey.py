@@ -18,6 +18,7 @@ from agl_core.files import read_json
 from agl_core.reporting.events import read_events
 from jobs.history import Entry, read_history
 from jobs.pipeline import ENSEMBLE, EVALUATE, PREDICT, PREPARE, REPORT, STAGE, follow_ups
+from jobs.progress import predicted
 from jobs.runs import Run
 from jobs.settings import read_mapping
 
@@ -40,7 +41,8 @@ class Findings:
     stages: those of its recipe, in order; planned: the jobs that come after them; records: what jobs left when they
     were finished; submitted, submitted_at: the Slurm ids of the last submission, and when it was; lease: the last sign
     of life of the processes that train; holder: the process that holds the run's lock now; official: the score of the
-    predictions; damage: what could not be read, in one sentence; host: this machine.
+    predictions; predicted: how many images are predicted; damage: what could not be read, in one sentence; host: this
+    machine.
     """
 
     run: Run
@@ -54,6 +56,7 @@ class Findings:
     lease: LeaseRecord | None = None
     holder: Holder | None = None
     official: float | None = None
+    predicted: int = 0
     damage: str = ""
     host: str = ""
 
@@ -70,12 +73,13 @@ class Findings:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run or of an ensemble."""
-    return Run(path).exists() or Run(path).is_ensemble()
+    """Whether a folder is that of a run, of an ensemble or of a prediction."""
+    run = Run(path)
+    return run.exists() or run.is_ensemble() or run.is_prediction()
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """All runs below a folder, ensembles included, by name; none if there is no such folder."""
+    """All runs below a folder, ensembles and predictions included, by name; none if there is no such folder."""
     try:
         return [Run(path.absolute()) for path in sorted(Path(folder).iterdir()) if is_run(path)]
     except (FileNotFoundError, NotADirectoryError):
@@ -129,6 +133,7 @@ def read(run: Run, ids: dict[str, str] | None = None) -> Findings:
         lease=_or_none(lambda: read_lease(run.path), None),
         holder=holder(run),
         official=_official(run),
+        predicted=predicted(run),
         damage=damage,
         host=socket.gethostname(),
     )
@@ -166,7 +171,7 @@ def _lives(pid: int) -> bool:
 def _plan(run: Run) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """The stages of a run, the jobs after them, and what is wrong with the file that says so."""
     if not run.exists():
-        return (), (ENSEMBLE,) if run.is_ensemble() else (), ""
+        return (), (ENSEMBLE,) if run.is_ensemble() else (PREDICT,) if run.is_prediction() else (), ""
     try:
         values = read_mapping(run.config_file, resolve=False)
     except UserError as error:

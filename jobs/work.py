@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,21 +18,38 @@ from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.guard import Guard
 from agl_core.files import write_json
 from agl_core.machine import cores
+from agl_core.reporting.startup import importing
+from jobs.cluster import load_cluster
 from jobs.many import made_of, read_ensemble
 from jobs.pipeline import ENSEMBLE, EVALUATE, PREDICT, PREPARE, REPORT, STAGE, TRUTH
 from jobs.reports import report_run
 from jobs.runs import Run
-from jobs.stages import Place, train_here
+from jobs.stages import Place, find_place, quiet_ends, train_here
 
 BUSY_PAUSE = 10.0  # seconds between two looks whether another job still prepares the same store
 
 
-def carry_out(run_dir: Path, name: str, kind: str, place: Place, watch: bool = False, keyboard: bool = False) -> bool:
-    """Do a job of the run or ensemble in `run_dir` in this process; returns whether a signal came too late to
-    interrupt it. `watch` ends a stage's process if it hangs; `keyboard`: Ctrl-C asks it to save and leave, where there
-    is something to save.
+@dataclass(frozen=True)
+class SharedJob:
+    """Do a job of the run in `run_dir`, as one of the processes of this machine that share it."""
 
-    All jobs but stages leave stages/<name>.json as their last act, except `prepare`, whose end is a sealed store.
+    run_dir: Path
+    name: str
+    kind: str
+
+    def __call__(self) -> None:
+        """Do it to its end; leaves with code 2 and one sentence where the user can mend what is wrong."""
+        with quiet_ends():
+            carry_out(self.run_dir, self.name, self.kind, find_place(), keyboard=True)
+
+
+def carry_out(run_dir: Path, name: str, kind: str, place: Place, watch: bool = False, keyboard: bool = False) -> bool:
+    """Do a job of the run, ensemble or prediction in `run_dir` in this process; returns whether a signal came too late
+    to interrupt it. `watch` ends a stage's process if it hangs; `keyboard`: Ctrl-C asks it to save and leave, where
+    there is something to save.
+
+    All jobs but stages leave stages/<name>.json as their last act, except `prepare`, whose end is a sealed store. Of
+    several processes the first leaves it, which ends when all is done.
 
     Raises:
         InterruptedRunError: it was asked to leave before the end; what is done is kept.
@@ -43,8 +61,9 @@ def carry_out(run_dir: Path, name: str, kind: str, place: Place, watch: bool = F
     warnings = run.config().checkpoint if run.exists() else CheckpointConfig()
     if kind in POLLING:
         with Guard(warnings.grace, warnings.usr1, keyboard) as guard:
-            facts = POLLING[kind](run, guard)
-            _finish(run, name, facts)
+            facts = POLLING[kind](run, guard, place)
+            if place.rank == 0:
+                _finish(run, name, facts)
             return guard.requested
     with leaving(warnings.usr1):
         facts = BRIEF[kind](run)
@@ -59,11 +78,26 @@ def _finish(run: Run, name: str, facts: dict[str, Any]) -> None:
     write_json(record, {"finished": True, "time": round(time.time(), 3), **facts})
 
 
-def _predict(run: Run, guard: Guard) -> dict[str, Any]:
-    from agl_core.inference.predict import predict
+def predict_here(config: PredictConfig, guard: Guard, place: Place) -> int:
+    """Predict in this process, as one of those that share the images; returns the number of images, when all of them
+    are predicted. See `agl_core.inference.predict.predict`."""
+    with importing():
+        from agl_core.inference.predict import predict
+        from agl_core.training.parallel import Parallel
 
+    device = Parallel(place.rank, place.world_size, place.local_rank, place.init_method, place.needs_gpu).device
+    return predict(config, guard, rank=place.rank, ranks=place.world_size, device=device)
+
+
+def asked_prediction(run: Run) -> PredictConfig:
+    """What a run's folder says is to be predicted: the test images with the run's own weights, or what the verb
+    `predict` was asked for."""
+    if run.is_prediction():
+        asked = run.prediction()
+        cluster = load_cluster(str(run.cluster_file), resolve=False)
+        return replace(asked, threads=cluster.default_threads() if asked.threads is None else asked.threads)
     config = run.config()
-    asked = PredictConfig(
+    return PredictConfig(
         run=run.name,
         runs=str(run.path.parent),
         weights=f"{list(config.stages)[-1]}/best",
@@ -74,10 +108,14 @@ def _predict(run: Run, guard: Guard) -> dict[str, Any]:
         tta=config.tta,
         threads=config.threads,
     )
-    return {"images": predict(asked, guard), "weights": asked.weights}
 
 
-def _ensemble(run: Run, guard: Guard) -> dict[str, Any]:
+def _predict(run: Run, guard: Guard, place: Place) -> dict[str, Any]:
+    asked = asked_prediction(run)
+    return {"images": predict_here(asked, guard, place), "weights": asked.weights}
+
+
+def _ensemble(run: Run, guard: Guard, place: Place) -> dict[str, Any]:
     from agl_core.inference.ensemble import ensemble
 
     content = read_ensemble(run)
@@ -128,7 +166,7 @@ def _report(run: Run) -> dict[str, Any]:
     return {}
 
 
-POLLING: dict[str, Callable[[Run, Guard], dict[str, Any]]] = {PREDICT: _predict, ENSEMBLE: _ensemble}
+POLLING: dict[str, Callable[[Run, Guard, Place], dict[str, Any]]] = {PREDICT: _predict, ENSEMBLE: _ensemble}
 BRIEF: dict[str, Callable[[Run], dict[str, Any]]] = {PREPARE: _prepare, EVALUATE: _evaluate, REPORT: _report}
 
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from agl_core.durable.exits import InterruptedRunError
+from agl_core.durable.guard import Guard
 from agl_core.errors import UserError
 from jobs.stages import find_place, quiet_ends
 
@@ -44,6 +46,39 @@ class Fail:
             if self.how == "mistake":
                 raise UserError("tile x: no")
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Rank 1 ends in the way `how` as soon as rank 0 listens; rank 0 waits for nobody, and leaves when asked to."""
+
+    folder: Path
+    how: str
+
+    def __call__(self) -> None:
+        rank = find_place().rank
+        with quiet_ends(), Guard() as guard:
+            (self.folder / f"rank{rank}.pid").write_text(str(os.getpid()))
+            _text(self.folder / f"rank{1 - rank}.pid")
+            if rank == 1 and self.how == "defect":
+                raise RuntimeError("the sky is falling")
+            if rank == 1 and self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if rank == 1 and self.how == "mistake":
+                raise UserError("tile x: no")
+            if self.how == "mistake of both":
+                if rank == 0:  # it has said so, and is asked to leave before it could
+                    print("error: tile x: no", file=sys.stderr, flush=True)
+                    while not guard.requested:
+                        time.sleep(0.02)
+                    raise SystemExit(-signal.SIGTERM)
+                time.sleep(0.3)
+                raise UserError("tile x: no")
+            if rank == 1 and self.how == "warned":
+                os.kill(os.getpid(), signal.SIGUSR2)
+            while not guard.requested:
+                time.sleep(0.02)
+            raise InterruptedRunError(str(guard.signal), None, "3 of 9 images are predicted")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from jobs.pipeline import ENSEMBLE, EVALUATE, KINDS, PREDICT, PREPARE, REPORT, S
 from jobs.runs import Run
 from jobs.settings import to_yaml
 from jobs.stages import Place, StageJob
+from jobs.work import SharedJob
 
 DEBUG = replace(load_cluster("debug"), post_mortem=False)
 LOCAL, SLURM = load_cluster("local"), load_cluster("slurm")
@@ -49,11 +50,15 @@ class Work:
         self.here.append((name, kind))
         return self._end(name, run_dir)
 
-    def run_ranks(self, call: StageJob, folder: Path, cluster: ClusterConfig, grace: float) -> bool:
+    def run_ranks(
+        self, call: StageJob | SharedJob, folder: Path, cluster: ClusterConfig, grace: float, apart: bool = False
+    ) -> bool:
         assert not folder.exists()
         assert grace == TrainConfig().checkpoint.grace
-        self.ranks.append(call.stage)
-        return self._end(call.stage, call.run_dir)
+        assert apart == isinstance(call, SharedJob)  # those of a stage notice by themselves that one has died
+        name = call.name if isinstance(call, SharedJob) else call.stage
+        self.ranks.append(name)
+        return self._end(name, call.run_dir)
 
     def _end(self, name: str, run_dir: Path) -> bool:
         (Run(run_dir).checkpoints(name) / "step_00000040").mkdir(parents=True)
@@ -83,8 +88,12 @@ def specs(run: Run, *kinds: str) -> list[JobSpec]:
     return [JobSpec(run, "pretrain" if kind == STAGE else kind, kind) for kind in kinds]
 
 
-@pytest.mark.parametrize(("cluster", "in_ranks"), [(DEBUG, []), (LOCAL, ["pretrain"])], ids=["debug", "local"])
-def test_only_stages_have_processes_of_their_own_and_only_where_there_are_several(
+@pytest.mark.parametrize(
+    ("cluster", "in_ranks"),
+    [(DEBUG, []), (LOCAL, ["pretrain", "predict"]), (replace(LOCAL, processes=1), ["pretrain"])],
+    ids=["debug", "local", "one process"],
+)
+def test_stages_have_processes_of_their_own_and_so_has_predicting_where_there_are_several(
     run: Run, work: Work, cluster: ClusterConfig, in_ranks: list[str]
 ) -> None:
     jobs = specs(run, *KINDS)

@@ -11,10 +11,10 @@ import pytest
 
 from agl_core.errors import UserError
 from jobs.cluster import ClusterConfig
-from jobs.failure import JobError
+from jobs.failure import JobError, JobInterruptedError
 from jobs.local import FollowedLog, check_gpus, environment, fresh_folder, last_lines, run_ranks, visible_gpus
 from jobs.snapshot import ROOT
-from tests.jobs.ranks import Consequence, Fail, Report
+from tests.jobs.ranks import Apart, Consequence, Fail, Report
 
 TWO = ClusterConfig(executor="local", processes=2, environment={"SITE": "here"})
 
@@ -71,6 +71,27 @@ def test_one_rank_that_fails_ends_the_others_and_says_why(
     for word in words:
         assert word in str(failure.value)
     assert wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "words"),
+    [
+        ("defect", JobError, ["rank 1 ended with exit code 1", "the other ranks were ended", "the sky is falling"]),
+        ("killed", JobError, ["rank 1 was killed by SIGKILL", "the other ranks were ended"]),
+        ("mistake", UserError, ["tile x: no"]),
+        ("mistake of both", UserError, []),
+        ("warned", JobInterruptedError, ["interrupted by TERM; 3 of 9 images are predicted"]),
+    ],
+)
+def test_where_no_rank_waits_for_another_all_are_asked_to_leave_when_one_fails(
+    tmp_path: Path, how: str, kind: type[Exception], words: list[str]
+) -> None:
+    with pytest.raises(kind) as failure:  # long before the grace is over
+        run_ranks(Apart(tmp_path, how), tmp_path / "jobs", TWO, grace=3000, apart=True)
+    for word in words:
+        assert word in str(failure.value)
+    assert not any(alive(pid) for pid in pids(tmp_path))
+    assert how != "mistake of both" or str(failure.value) == ""  # the first rank's words are shown
 
 
 def test_a_mistake_is_said_even_if_a_rank_that_suffers_from_it_ends_first(tmp_path: Path) -> None:

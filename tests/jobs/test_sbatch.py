@@ -69,7 +69,7 @@ def test_a_stage_asks_for_what_the_cluster_configuration_says() -> None:
 RESOURCES = {
     STAGE: ("2", "4", "8", "128GB", "4", "gpu"),
     PREPARE: ("1", "1", "32", "128GB", None, "cpu"),
-    PREDICT: ("1", "1", "8", "32GB", "1", "gpu"),
+    PREDICT: ("1", "4", "8", "128GB", "4", "gpu"),
     EVALUATE: ("1", "1", "8", "32GB", None, "cpu"),
     REPORT: ("1", "1", "8", "32GB", None, "cpu"),
     ENSEMBLE: ("1", "1", "8", "32GB", None, "cpu"),
@@ -125,7 +125,7 @@ def test_a_run_on_cpus_asks_for_no_gpu() -> None:
 
 def test_fractions_of_a_gigabyte_are_asked_for_in_megabytes() -> None:
     assert asked(site(memory_gb=1.5), STAGE)["mem"] == "1536MB"
-    assert asked(site(memory_gb=1.5), PREDICT)["mem"] == "384MB"
+    assert asked(site(memory_gb=1.5), EVALUATE)["mem"] == "384MB"
 
 
 def test_without_a_size_the_memory_is_the_site_s_choice_or_asked_for_in_another_option() -> None:

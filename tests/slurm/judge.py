@@ -9,7 +9,10 @@ from agl_core.durable.chain import StepEntry, chain_files, read_chain
 from agl_core.durable.exits import INTERRUPTED, TAKEN_OVER
 from agl_core.files import read_json
 from jobs.attempt import read_ends
+from jobs.cluster import ClusterConfig
 from jobs.history import BEGIN, END, Incarnation, incarnations, read_history
+from jobs.pipeline import STAGE
+from jobs.sbatch import tasks
 from jobs.verdict import compare_runs, read_events
 from tests.slurm.engine import Story
 from tests.slurm.tiny import RECIPES
@@ -121,19 +124,26 @@ def _results(story: Story) -> Iterator[str]:
 
 def _rank_ends(story: Story) -> Iterator[str]:
     """Each rank of an attempt that ended in order has said so, and so has one that learned that it is not wanted."""
-    ranks, name = story.scenario.nodes * story.scenario.processes, _struck(story)
+    name = _struck(story)
+    ranks = _ranks(story, name)
     codes = {"done": 0, "interrupted": INTERRUPTED, "taken over": TAKEN_OVER}
     for number, found in enumerate(_incarnations(story, name)):
         old = story.scenario.expected.overlap and number == 0
         code = TAKEN_OVER if old else codes.get(found.end["end"] if found.end else "")
         folder = story.run.jobs / f"{name}.{found.begin['id']}" / f"{found.begin['restart']}.{found.begin['attempt']}"
-        told = [end and end.code for end in read_ends(folder, ranks if name in RECIPES[story.scenario.recipe] else 1)]
+        told = [end and end.code for end in read_ends(folder, ranks)]
         # Who is preempted before it can listen dies of the warning, with nothing lost, and can say nothing.
         unborn = bool(found.end) and "killed by signal 15" in found.end["text"] and found.end["why"] != ""
         if code == INTERRUPTED and unborn and set(told) == {None}:
             continue
         if code is not None and set(told) != {code}:
             yield f"the ranks of {folder.name} ended with {told}, not {code}"
+
+
+def _ranks(story: Story, name: str) -> int:
+    """How many ranks a job has."""
+    kind = STAGE if name in RECIPES[story.scenario.recipe] else name
+    return tasks(ClusterConfig(nodes=story.scenario.nodes, processes=story.scenario.processes), kind)
 
 
 def _same(story: Story, whole: Path) -> Iterator[str]:

@@ -142,6 +142,7 @@ INTERRUPTED = [
         (RELEASE, Strike("requeue at once", "store", job="prepare", slow=True)),
         once(REQUEUED),
         cluster=HELD,
+        processes=2,  # those of its prediction too
         data=True,
     ),
     Scenario("a chain across a preemption", (PREEMPT,), once(PREEMPTED), recipe="two", data=True),
