@@ -14,11 +14,12 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 # What it says of a cluster is tried on one, in tests/slurm/test_readme.py.
 TEXT = re.sub(r"## On a Slurm cluster\n.*?\n## ", "## ", README, flags=re.DOTALL)
+MAPS = (ROOT / "docs" / "maps.md").read_text()
 SHORT = ["stages.train.length=2 steps", "stages.train.validate_every=2 steps", "threads=1"]
 
 
-def commands() -> list[list[str]]:
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+def commands(text: str = TEXT) -> list[list[str]]:
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("python launch.py")]
 
 
@@ -36,19 +37,36 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_commands_of_the_readme_do_the_whole_job(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_readme_and_of_the_page_on_maps_do_the_whole_job(tmp_path: Path) -> None:
     written = [words for words in commands() if words[2] != "drill"]
     assert [words[2] for words in written[:2]] == ["world", "prepare"]
-    assert len(written) == 10
-    for words in written:
+    assert len(written) == 15
+    maps = commands(MAPS)
+    assert len(maps) == 7
+    for words in [*written, *maps]:
         done = run(words, tmp_path)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         if "--dry-run" in words:
             assert "#SBATCH --requeue" in done.stdout
     score = json.loads((tmp_path / "score.json").read_text())
-    assert set(score) == {"score", "cities", "best_constant"}
+    assert set(score) >= {"score", "cities", "best_constant", "what_if"}
     assert set(next(iter(score["cities"].values()))) >= {"agl_r2", "vflow_r2", "score"}
     assert (tmp_path / "runs" / "first" / "weights" / "train" / "best.safetensors").exists()
+    (image, *_) = sorted((tmp_path / "data" / "world" / "test").glob("*_RGB.tif"))
+    name = image.name.removesuffix("_RGB.tif")
+    for path in (
+        f"predictions/first/{name}_AGL.tif",
+        f"maps/first/{name}_LOOK.png",
+        f"rectified/first/{name}_MASK.tif",
+        f"looks/{name}_LOOK.png",
+        f"clouds/first/{name}.laz",
+        f"clouds/{name}.ply",
+        "first-weights/model.safetensors",
+        "first-model/first.onnx",
+        "first.json",
+    ):
+        assert (tmp_path / path).is_file(), path
 
 
 def test_the_drill_of_the_readme_finds_the_same_bits(tmp_path: Path) -> None:
