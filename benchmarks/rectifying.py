@@ -47,17 +47,21 @@ FULL = Case(size=2048, part=512, large=2048, rounds=7)
 def loop(
     rgb: NDArray[np.uint8], metres: NDArray[np.float32], pose: Pose
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The way of the reference; metres (H, W), NaN where unknown, as is what comes out."""
+    """The way of the reference; metres (H, W), NaN where unknown, as is what comes out.
+
+    Written as one writes such a loop, without anything that is needlessly slow: with `np.isnan`, of one number at a
+    time, all of it would take a fifth longer.
+    """
     height, width = metres.shape
     moved = np.zeros_like(rgb)
     heights = np.full((height, width), np.nan, np.float32)
-    dx, dy = math.sin(pose.angle), math.cos(pose.angle)
+    dx, dy = pose.scale * math.sin(pose.angle), pose.scale * math.cos(pose.angle)
     for y in range(height):
         for x in range(width):
             agl = metres[y, x]
-            if np.isnan(agl):
+            if math.isnan(agl):
                 continue
-            row, column = round(y + agl * pose.scale * dy), round(x + agl * pose.scale * dx)
+            row, column = round(y + agl * dy), round(x + agl * dx)
             if 0 <= row < height and 0 <= column < width and not heights[row, column] >= agl:
                 heights[row, column] = agl
                 moved[row, column] = rgb[y, x]

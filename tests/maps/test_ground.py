@@ -189,6 +189,22 @@ def test_slopes_to_and_from_the_camera_have_no_cracks(angle: float) -> None:
     assert np.quantile(np.abs(found.agl_cm[middle] - truth[middle]), 0.9) < 3
 
 
+@pytest.mark.parametrize("angle", [0.0, math.pi / 2, math.pi, 3 * math.pi / 2])
+@pytest.mark.parametrize("most", [60, 400, 3000])
+def test_along_a_row_or_column_nothing_depends_on_what_is_beside_it(angle: float, most: int) -> None:
+    agl = np.random.default_rng(most).integers(0, most, (70, 70)).astype(np.uint16)
+    agl[:, 35:] //= 8
+    agl[20:30, 25:60] = UNKNOWN
+    pose = Pose(1.3, angle)
+    across = abs(math.sin(angle)) > 0.5
+    found = rectified(None, agl, pose)
+    for n in range(70):
+        line = np.s_[n : n + 1] if across else np.s_[:, n : n + 1]
+        alone = rectified(None, agl[line], pose)
+        assert np.array_equal(found.mask[line], alone.mask)
+        assert np.abs(found.agl_cm[line].astype(int) - alone.agl_cm).max() <= 1
+
+
 SYMMETRIES = {
     "left and right": (lambda a: a[:, ::-1], lambda angle: -angle),
     "top and bottom": (lambda a: a[::-1], lambda angle: math.pi - angle),

@@ -23,12 +23,12 @@ from agl_core.maps.ground import Highest, full_canvas, rectified
 from agl_core.maps.rectify import rectify
 
 PLACE = Georeference(CRS.from_epsg(32610), Affine(0.5, 0, 500000, 0, -0.5, 4870000))
-POSE = Pose(1.3, 2.2)
+POSE = Pose(1.3, 4.0)
 
 
 def heights(seed: int = 0) -> np.ndarray:
     agl = np.zeros((60, 90), np.uint16)
-    agl[10 + seed : 30, 5:40] = 900
+    agl[2 + seed : 30, 5:40] = 900
     agl[50:, 70:] = UNKNOWN
     return agl
 
@@ -66,6 +66,7 @@ def test_the_files_hold_what_stands_there_and_say_where_that_is(
     for number in range(2):
         rgb, agl = read_rgb(folder / "a" / f"X_{number}_RGB.tif"), heights(number)
         where = full_canvas(Highest(60, 90).add(agl), POSE) if canvas == "full" else None
+        assert where is None or max(where.top, where.left) < 0, "or the origin would not move"
         found = rectified(rgb, agl, POSE, where, fill=holes == "fill")
         path = folder / "out" / f"X_{number}_AGL.tif"
         assert np.array_equal(read_agl(path, "cm"), found.agl_cm)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from agl_core.geometry import Pose, direction
-from agl_core.reporting.look import Sizes, arrow_words, flow_arrows, look, nice, numbers
+from agl_core.reporting.arrows import Sizes, arrow_words, flow_arrows
+from agl_core.reporting.look import look, nice, numbers
 from agl_core.reporting.sheet import colours, hatching, spread_colours
 
 SIZES = Sizes(1.0)
