@@ -81,6 +81,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}); replace the file") from None
 
 
+def is_file(text: str | Path) -> bool:
+    """Whether there is a file of that name; what cannot be a name, since it is too long for one, is none."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def expanded(path: str, option: str) -> Path:
     """The absolute path that is meant by `path`, with `~` and environment variables filled in.
 

@@ -3,9 +3,9 @@
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import ArrayLike, NDArray
+from rasterio._err import CPLE_BaseError  # what GDAL says where rasterio does not translate it: no RasterioError
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, TransformWarning
 from rasterio.rpc import RPC
 from rasterio.transform import RPCTransformer, from_gcps
 from rasterio.warp import transform as reprojected
 
 from agl_core.errors import UserError
+from agl_core.files import is_file
 
 _WGS84 = CRS.from_epsg(4326)
 _STEP = 32.0  # pixels over which RPCs are differentiated
+_SIZES = 1e-3, 1e3  # metres that a pixel may have: what is beyond comes of a georeference that is wrong
 
 # Unlike tiles, single images may have their georeference in files beside them (.tfw, .RPB, .aux.xml): look for these
 # by name, without listing the folder. What GDAL has to say about a damaged file is in the exception.
@@ -37,7 +40,7 @@ def opened(path: Path) -> Iterator[Any]:
     What fails inside the block, reading pixels, is told in the same way.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path} does not exist")
     # Not `warnings.catch_warnings`: images are read in several threads, and it is not safe there.
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -49,20 +52,37 @@ def opened(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} cannot be read as an image ({detail}); replace the file") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Georeference:
     """What an image's file says of where its pixels lie.
 
     crs: of the transform, or of the control points where there is no transform. transform: from (column, row) to
     (x, y), where (0, 0) is the outer corner of the first pixel. rpcs: the camera as rational polynomials. gcps: ground
-    control points. shape: (rows, columns) of the image where known; the gsd is that of its middle.
+    control points. shape: (rows, columns) of the image where known; the gsd is that of its middle. Two are
+    equal that place pixels equally, whatever their shapes and whatever the control points are called.
     """
 
     crs: CRS | None = None
     transform: Affine | None = None
     rpcs: RPC | None = None
     gcps: tuple[Any, ...] | None = None
-    shape: tuple[int, int] = field(default=(0, 0), compare=False)
+    shape: tuple[int, int] = (0, 0)
+
+    def __eq__(self, other: object) -> bool:
+        """Control points are compared here, as rasterio's are equal only to themselves."""
+        if not isinstance(other, Georeference):
+            return NotImplemented
+        return (*self._hashed, self.rpcs) == (*other._hashed, other.rpcs)
+
+    def __hash__(self) -> int:
+        """RPCs have none, and count nothing here."""
+        return hash(self._hashed)
+
+    @property
+    def _hashed(self) -> tuple[Any, ...]:
+        points = self.gcps
+        places = None if points is None else tuple((one.row, one.col, one.x, one.y, one.z) for one in points)
+        return self.crs, self.transform, places
 
     @property
     def known(self) -> bool:
@@ -70,11 +90,11 @@ class Georeference:
         return self.crs is not None and self.transform is not None
 
     def gsd(self) -> float | None:
-        """Metres per pixel, the geometric mean of both axes, or None where nothing tells it.
+        """Metres per pixel, the geometric mean of both axes, or None where nothing tells it or it cannot be true.
 
-        Of projected coordinates their unit counts (feet too), of geographic ones the length of a degree at the middle
-        of the image. Control points are replaced by the affine map that fits them best; RPCs are followed to the
-        ground at their own mean height.
+        They are measured on the ground, at the middle of the image: coordinates of a map are stretched, those of the
+        web's (EPSG:3857) by a half at a latitude of 48 degrees. Control points are replaced by the affine map that
+        fits them best; RPCs are followed to the ground at their own mean height.
         """
         if self.known:
             assert self.transform is not None
@@ -146,57 +166,53 @@ def _gsd(transform: Affine, crs: CRS | None, middle: tuple[float, float]) -> flo
     """Metres per pixel of an affine map, at a (column, row)."""
     if crs is None:
         return None
+    a, b, c, d, e, f = transform[:6]
+    column, row = middle
+    corners = [(column, row), (column + 1, row), (column, row + 1)]
+    xs, ys = [a * x + b * y + c for x, y in corners], [d * x + e * y + f for x, y in corners]
     try:
-        if crs.is_geographic:
-            a, b, c, d, e, f = transform[:6]
-            longitude, latitude = a * middle[0] + b * middle[1] + c, d * middle[0] + e * middle[1] + f
-            # The unit of a geographic system may be another than degrees; the way to WGS 84 takes care of it.
-            (_,), (degrees,) = reprojected(crs, _WGS84, [longitude], [latitude])
-            unit = float(crs.units_factor[1]) * 180 / math.pi
-            along_x, along_y = (unit * metres for metres in _degree(degrees))
-        else:
-            along_x = along_y = float(crs.linear_units_factor[1])
-    except (CRSError, RasterioError):  # an engineering system without units, or no way to latitudes
+        with rasterio.Env(CPL_LOG=os.devnull):
+            longitudes, latitudes = reprojected(crs, _WGS84, xs, ys)
+    except (CPLE_BaseError, RasterioError):  # an engineering system, from which there is no way to latitudes
         return None
-    return _mean_length((transform.a * along_x, transform.d * along_y), (transform.b * along_x, transform.e * along_y))
+    return _measured(longitudes, latitudes, 1.0)
 
 
 def _rpc_gsd(rpcs: RPC) -> float | None:
     """Metres per pixel at the middle of the RPCs' validity, on the ground at their height offset."""
     line, sample, height = rpcs.line_off, rpcs.samp_off, rpcs.height_off
     rows, columns = [line, line, line + _STEP], [sample, sample + _STEP, sample]
+    warnings.simplefilter("ignore", TransformWarning)
     try:
         with rasterio.Env(CPL_LOG=os.devnull), RPCTransformer(rpcs) as transformer:
             longitudes, latitudes = transformer.xy(rows, columns, zs=[height] * 3)
-    except RasterioError:  # polynomials that do not lead to the ground
+    except (CPLE_BaseError, RasterioError):  # polynomials that do not lead to the ground
         return None
-    along_x, along_y = _degree(float(latitudes[0]))
-    axes = [
-        (
-            float(longitudes[i] - longitudes[0]) * along_x / _STEP,
-            float(latitudes[i] - latitudes[0]) * along_y / _STEP,
-        )
-        for i in (1, 2)
-    ]
-    return _mean_length(*axes)
+    return _measured(longitudes, latitudes, _STEP)
 
 
-def _mean_length(first: tuple[float, float], second: tuple[float, float]) -> float | None:
-    gsd = math.sqrt(math.hypot(*first) * math.hypot(*second))
-    return gsd if math.isfinite(gsd) and gsd > 0 else None
+def _measured(longitudes: Sequence[float], latitudes: Sequence[float], step: float) -> float | None:
+    """Metres per pixel from the degrees of a pixel, of that `step` pixels to its right, and of that as far below."""
+    degrees = [(float(longitude), float(latitude)) for longitude, latitude in zip(longitudes, latitudes, strict=True)]
+    # No number is less than or equal to NaN.
+    if not all(abs(longitude) <= 540 and abs(latitude) <= 90 for longitude, latitude in degrees):
+        return None
+    first, *others = (_on_ellipsoid(*one) for one in degrees)
+    gsd = math.sqrt(math.prod(math.dist(first, other) for other in others)) / step
+    return gsd if _SIZES[0] <= gsd <= _SIZES[1] else None
 
 
-def _degree(latitude: float) -> tuple[float, float]:
-    """Metres of a degree of longitude and of latitude on the ellipsoid of WGS 84.
+def _on_ellipsoid(longitude: float, latitude: float) -> tuple[float, float, float]:
+    """Metres from the Earth's centre of a point on the ellipsoid of WGS 84; neither poles nor the date line matter.
 
-    The radii of curvature in the prime vertical, N, and in the meridian, M, are a / w and a (1 - e^2) / w^3 with
-    w = sqrt(1 - e^2 sin^2(latitude)).
+    The radius of curvature in the prime vertical is N = a / sqrt(1 - e^2 sin^2(latitude)).
     """
     a, flattening = 6378137.0, 1 / 298.257223563
     squared = flattening * (2 - flattening)
-    phi = math.radians(latitude)
-    w = math.sqrt(1 - squared * math.sin(phi) ** 2)
-    return math.radians(a / w * math.cos(phi)), math.radians(a * (1 - squared) / w**3)
+    along, phi = math.radians(longitude), math.radians(latitude)
+    normal = a / math.sqrt(1 - squared * math.sin(phi) ** 2)
+    aside = normal * math.cos(phi)
+    return aside * math.cos(along), aside * math.sin(along), normal * (1 - squared) * math.sin(phi)
 
 
 def _moved_point(point: Any, rows: float, columns: float) -> Any:

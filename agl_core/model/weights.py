@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agl_core.config import ModelConfig
 from agl_core.errors import UserError
-from agl_core.files import whole_file
+from agl_core.files import is_file, whole_file
 from agl_core.model.network import GeoposeNet
 from agl_core.model.tensors import save_tensors
 from agl_core.model.unfilled import unfilled
@@ -37,9 +37,13 @@ def save_weights(
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The `network` and `metadata` parts of a weights file, without reading the weights."""
+    """The `network` and `metadata` parts of a weights file, without reading the weights.
+
+    Raises:
+        UserError: the file is missing, damaged or not of this project.
+    """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"weights {path} do not exist")
     try:
         with safe_open(path, framework="pt") as file:
@@ -48,7 +52,34 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"weights {path} are not a readable safetensors file ({error})") from error
     if header.get("format") != FORMAT:
         raise UserError(f"{path} is a safetensors file, but not weights of this project (no format {FORMAT!r})")
-    return json.loads(header["network"]), json.loads(header["metadata"])
+    try:
+        network, metadata = json.loads(header["network"]), json.loads(header["metadata"])
+    except (KeyError, ValueError):
+        network, metadata = None, None
+    if not (_whole_network(network) and _whole_metadata(metadata)):
+        raise UserError(f"weights {path} have a damaged header: take another copy of the file")
+    return network, metadata
+
+
+def _whole_network(network: Any) -> bool:
+    """Whether this part of a header says what network it is of."""
+    if not isinstance(network, dict):
+        return False
+    cities = network.get("cities")
+    return (
+        isinstance(network.get("encoder"), str)
+        and isinstance(cities, list)
+        and all(isinstance(city, str) for city in cities)
+        and isinstance(network.get("model"), dict)
+    )
+
+
+def _whole_metadata(metadata: Any) -> bool:
+    """Whether this part of a header is a table whose configuration, if there is one, and highest heights are tables
+    of what they should be."""
+    config = metadata.get("config", {}) if isinstance(metadata, dict) else None
+    highest = config.get("max_agl") or {} if isinstance(config, dict) else None
+    return isinstance(highest, dict) and all(type(metres) in (int, float) for metres in highest.values())
 
 
 def load_weights(path: Path) -> tuple[GeoposeNet, dict[str, Any]]:
@@ -59,7 +90,7 @@ def load_weights(path: Path) -> tuple[GeoposeNet, dict[str, Any]]:
     """
     network, metadata = read_header(path)
     with unfilled():
-        model = GeoposeNet(network["encoder"], network["cities"], _model_config(network, path))
+        model = GeoposeNet(network["encoder"], network["cities"], model_config(network, path))
     load_state(model, path)
     return model.eval(), metadata
 
@@ -92,8 +123,12 @@ def load_state(model: GeoposeNet, path: Path) -> None:
         ) from error
 
 
-def _model_config(network: dict[str, Any], path: Path) -> ModelConfig:
-    """The configuration in a header; keys that are younger than the file have their defaults."""
+def model_config(network: dict[str, Any], path: Path) -> ModelConfig:
+    """The configuration in a header; keys that are younger than the file have their defaults.
+
+    Raises:
+        UserError: it has keys or values that this version does not know.
+    """
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), network["model"]))
     except OmegaConfBaseException as error:
@@ -107,7 +142,7 @@ def _model_config(network: dict[str, Any], path: Path) -> ModelConfig:
 
 def _differences(network: dict[str, Any], model: GeoposeNet, path: Path) -> list[str]:
     """In what the network of a header differs from `model`, as far as weights depend on it; the cities aside."""
-    config = _model_config(network, path)
+    config = model_config(network, path)
     theirs = {"encoder": network["encoder"], **{f"model.{key}": value for key, value in asdict(config).items()}}
     ours = {"encoder": model.encoder_name, **{f"model.{key}": value for key, value in asdict(model.config).items()}}
     different = [key for key in ours if theirs[key] != ours[key] and key != "model.pose_dropout"]

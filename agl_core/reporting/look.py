@@ -21,6 +21,7 @@ UNKNOWN_CM = 65535
 
 _REFERENCE_SIDE = 1024  # the panel's side for which letters and lines have the sizes below
 _MOST_ENLARGED = 4
+_NARROWEST = 240  # of a panel with its bars and words below
 _BACKDROP = (255, 255, 255)
 
 
@@ -115,7 +116,7 @@ def _brought_to(by: float, centimetres: NDArray[np.uint16]) -> NDArray[np.float3
 
 
 def _picture(rgb: NDArray[np.uint8], shape: tuple[int, ...]) -> Image:
-    method = cv2.INTER_AREA if rgb.shape[0] > shape[0] else cv2.INTER_CUBIC
+    method = cv2.INTER_AREA if max(rgb.shape) > max(shape) else cv2.INTER_CUBIC
     return np.array(cv2.resize(np.ascontiguousarray(rgb), (shape[1], shape[0]), interpolation=method), np.uint8)
 
 
@@ -155,7 +156,7 @@ def _blank(height: int, width: int) -> Image:
 
 def _bar_foot(metres: NDArray[np.float32], most: float, words: str, palette: Any, sizes: Sizes) -> Image:
     """A bar of the colours with ticks in metres, and what hatching means where there is any."""
-    foot = _blank(sizes.px(88), metres.shape[1])
+    foot = _blank(sizes.px(88), _foot_width(metres.shape[1], sizes))
     left, top, tall = 0, sizes.px(14), sizes.px(22)
     unknown = bool(np.isnan(metres).any())
     box = sizes.px(44) if unknown else 0
@@ -181,6 +182,7 @@ def _bar_foot(metres: NDArray[np.float32], most: float, words: str, palette: Any
 
 def _ground_foot(width: int, per_metre: float | None, words: str, sizes: Sizes) -> Image:
     """A bar of a distance on the ground, and what the arrows mean."""
+    width = _foot_width(width, sizes)
     foot = _blank(sizes.px(88), width)
     top, tall = sizes.px(14), sizes.px(10)
     if per_metre is None:
@@ -208,8 +210,14 @@ def _length(text: str, size: float, thickness: int) -> int:
     return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)[0][0])
 
 
+def _foot_width(width: int, sizes: Sizes) -> int:
+    """Of what lies below a picture: as wide as that, unless it is too narrow for words."""
+    return max(width, sizes.px(_NARROWEST))
+
+
 def _with_foot(picture: Image, foot: Image) -> Image:
-    return np.concatenate([picture, foot])
+    height, width = picture.shape[:2]
+    return np.concatenate([np.concatenate([picture, _blank(height, foot.shape[1] - width)], axis=1), foot])
 
 
 def _head(title: str, about: str, width: int, sizes: Sizes) -> Image:

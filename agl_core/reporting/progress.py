@@ -95,9 +95,11 @@ class Progress:
     def _print_line(self) -> None:
         self._printed = time.monotonic()
         elapsed = self._printed - self._began
-        left = (self.total - self.done) * elapsed / max(self.done - self._start, 1)
         parts = [f"{self.label} {self.done}/{self.total}", self._rate_text(), self._values]
-        parts.append(f"{_clock(left)} left" if self.done < self.total else f"in {_clock(elapsed)}")
+        if self.done == self.total:
+            parts.append(f"in {_clock(elapsed)}")
+        elif self.done > self._start:  # before, nobody knows
+            parts.append(f"{_clock((self.total - self.done) * elapsed / (self.done - self._start))} left")
         self._print("  ".join(part for part in parts if part))
 
     def _print(self, line: str) -> None:

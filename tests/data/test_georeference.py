@@ -2,6 +2,7 @@
 
 import math
 
+import attr
 import numpy as np
 import pytest
 import rasterio
@@ -73,19 +74,61 @@ def test_control_points_are_read_back_with_their_coordinate_system(tmp_path):
     assert [(p.row, p.col, p.x, p.y) for p in read.gcps] == [(p.row, p.col, p.x, p.y) for p in points()]
 
 
+def test_control_points_at_the_same_places_are_equal():
+    one, same = (Georeference(UTM, gcps=points(), shape=(side, 60)) for side in (40, 50))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one not in (Georeference(UTM, gcps=points(0.7)), Georeference(UTM, gcps=points()[:3]), Georeference(UTM))
+    assert Georeference(rpcs=rpcs()) == Georeference(rpcs=rpcs()) != Georeference(rpcs=rpcs(0.7))
+
+
 def degrees(metres, latitude):
     return math.degrees(metres / 6371000), math.degrees(metres / 6371000 / math.cos(math.radians(latitude)))
 
 
 def test_the_gsd_is_metres_per_pixel_whatever_the_coordinates_are():
-    assert Georeference(UTM, TRANSFORM).gsd() == pytest.approx(0.5)
-    assert Georeference(UTM, Affine(0.2, 0, 0, 0, -0.8, 0)).gsd() == pytest.approx(0.4)
-    assert Georeference(UTM, Affine(0.3, 0.4, 0, 0.4, -0.3, 0)).gsd() == pytest.approx(0.5)  # turned
-    assert Georeference(CRS.from_epsg(2992), Affine(1, 0, 0, 0, -1, 0)).gsd() == pytest.approx(0.3048)
+    there = 435000, 3355000
+    assert Georeference(UTM, TRANSFORM).gsd() == pytest.approx(0.5, rel=1e-3)
+    assert Georeference(UTM, Affine(0.2, 0, there[0], 0, -0.8, there[1])).gsd() == pytest.approx(0.4, rel=1e-3)
+    assert Georeference(UTM, Affine(0.3, 0.4, there[0], 0.4, -0.3, there[1])).gsd() == pytest.approx(0.5, rel=1e-3)
+    feet = Georeference(CRS.from_epsg(2992), Affine(1, 0, 1312335.958, 0, -1, 1400000))
+    assert feet.gsd() == pytest.approx(0.3048, rel=1e-3)
     north, east = degrees(0.5, 60)
     geographic = Affine(east, 0, 10, 0, -north, 60)
     for code in (4326, 4269):
         assert Georeference(CRS.from_epsg(code), geographic).gsd() == pytest.approx(0.5, rel=0.005)
+
+
+@pytest.mark.parametrize(("latitude", "longitude"), [(0, 10), (45, 10), (-60, 179.99999), (70, -180.0)])
+def test_the_gsd_is_measured_on_the_ground_where_coordinates_are_stretched(latitude, longitude):
+    x = math.radians(longitude) * 6378137
+    y = math.log(math.tan(math.pi / 4 + math.radians(latitude) / 2)) * 6378137
+    mercator = Georeference(CRS.from_epsg(3857), Affine(0.5, 0, x, 0, -0.5, y))
+    # The coordinates are those of a sphere: on the ellipsoid both axes are a little shorter at the equator.
+    assert mercator.gsd() == pytest.approx(0.5 * math.cos(math.radians(latitude)), rel=4e-3)
+    middle = Georeference(CRS.from_epsg(3857), Affine(0.5, 0, x - 500, 0, -0.5, y + 500), shape=(2000, 2000))
+    assert middle.gsd() == pytest.approx(mercator.gsd(), rel=1e-6)
+    polar = Georeference(CRS.from_epsg(3031), Affine(0.5, 0, 0, 0, -0.5, 0))  # at the pole itself
+    assert polar.gsd() == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Georeference(CRS.from_epsg(4326), Affine(1e-5, 0, 10, 0, -1e-5, 95)),
+        Georeference(CRS.from_epsg(4326), Affine(1, 0, 10, 0, -1, 45)),
+        Georeference(UTM, Affine(1001, 0, 435000, 0, -1001, 3355000)),
+        Georeference(UTM, Affine(9e-4, 0, 435000, 0, -9e-4, 3355000)),
+        Georeference(UTM, Affine(math.nan, 0, 435000, 0, -1, 3355000)),
+        Georeference(UTM, Affine(0.5, 0, 1e30, 0, -0.5, 1e30)),
+        Georeference(rpcs=attr.evolve(rpcs(), line_den_coeff=[0.0] * 20, samp_den_coeff=[0.0] * 20)),
+        Georeference(rpcs=attr.evolve(rpcs(), line_den_coeff=[math.nan] * 20)),
+        Georeference(rpcs=attr.evolve(rpcs(), lat_off=math.inf)),
+    ],
+    ids=["north of the pole", "degrees", "km", "mm", "nan", "nowhere", "zero", "nan polynomial", "infinite"],
+)
+def test_what_cannot_be_true_is_no_gsd(wrong):
+    assert wrong.gsd() is None
 
 
 def test_the_gsd_of_degrees_is_that_of_the_middle_of_the_image():
@@ -97,7 +140,7 @@ def test_the_gsd_of_degrees_is_that_of_the_middle_of_the_image():
 
 def test_the_gsd_follows_from_a_camera_or_from_control_points():
     assert Georeference(rpcs=rpcs(0.4)).gsd() == pytest.approx(0.4, rel=1e-3)
-    assert Georeference(UTM, gcps=points(0.7)).gsd() == pytest.approx(0.7)
+    assert Georeference(UTM, gcps=points(0.7)).gsd() == pytest.approx(0.7, rel=1e-3)
     assert Georeference(UTM, gcps=points(0.7)[:2]).gsd() is None
 
 
@@ -107,7 +150,7 @@ def test_without_units_there_is_no_gsd():
     engineering = (
         'ENGCRS["plan",EDATUM["site"],CS[Cartesian,2],AXIS["(E)",east],AXIS["(N)",north],LENGTHUNIT["metre",1]]'
     )
-    assert Georeference(CRS.from_wkt(engineering), TRANSFORM).gsd() in (None, pytest.approx(0.5))
+    assert Georeference(CRS.from_wkt(engineering), TRANSFORM).gsd() is None
 
 
 def test_world_coordinates_are_those_of_the_centres_of_pixels():
@@ -134,8 +177,9 @@ def test_a_world_file_beside_the_image_is_found(tmp_path):
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"a\.tif does not exist"):
-        read_georeference(tmp_path / "a.tif")
+    for name in ("a.tif", f"{300 * 'a'}.tif"):
+        with pytest.raises(UserError, match=r"a\.tif does not exist"):
+            read_georeference(tmp_path / name)
     (tmp_path / "b.tif").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"b\.tif cannot be read as an image"):
         read_georeference(tmp_path / "b.tif")

@@ -12,7 +12,7 @@ from agl_core.config import ModelConfig
 from agl_core.errors import UserError
 from agl_core.model.network import GeoposeNet
 from agl_core.model.tensors import save_tensors
-from agl_core.model.weights import FORMAT, load_state, load_weights, save_weights
+from agl_core.model.weights import FORMAT, load_state, load_weights, read_header, save_weights
 from tests.model.networks import BATCH, CITIES, SMALL, small
 
 FIRST_KEYS = ("decoder_channels", "use_city", "use_gsd", "pose_dropout")
@@ -25,6 +25,38 @@ def write(path: Path, model: GeoposeNet, config: dict[str, Any]) -> None:
     save_tensors(
         path, model.state_dict(), {"format": FORMAT, "network": json.dumps(network), "metadata": json.dumps({})}
     )
+
+
+WHOLE = json.dumps({"encoder": "tu-lcnet_035", "cities": ["A"], "model": {}})
+
+
+@pytest.mark.parametrize(
+    ("network", "metadata"),
+    [
+        ("{}", "{}"),
+        ("[]", "{}"),
+        (WHOLE[:-5], "{}"),
+        (json.dumps({"encoder": 3, "cities": ["A"], "model": {}}), "{}"),
+        (json.dumps({"encoder": "tu-lcnet_035", "cities": [1], "model": {}}), "{}"),
+        (json.dumps({"encoder": "tu-lcnet_035", "cities": ["A"], "model": 5}), "{}"),
+        (WHOLE, '{"config": '),
+        (WHOLE, "[]"),
+        (WHOLE, '{"config": 5}'),
+        (WHOLE, '{"config": {"max_agl": 5}}'),
+        (WHOLE, '{"config": {"max_agl": {"default": "200"}}}'),
+        (None, "{}"),
+        (WHOLE, None),
+    ],
+)
+def test_a_damaged_header_is_told_in_one_sentence(tmp_path: Path, network: str | None, metadata: str | None) -> None:
+    parts = {"format": FORMAT, "network": network, "metadata": metadata}
+    header = {name: text for name, text in parts.items() if text is not None}
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, header)
+    for read in (read_header, load_weights):
+        with pytest.raises(
+            UserError, match=r"^weights .*a\.safetensors have a damaged header: take another copy[^\n]*$"
+        ):
+            read(tmp_path / "a.safetensors")
 
 
 def build(**values: Any) -> GeoposeNet:

@@ -128,5 +128,18 @@ def test_a_large_scene_made_smaller_is_drawn_as_the_scene() -> None:
     assert (np.abs(whole.astype(int) - part).max(axis=2) > 8).mean() < 0.005
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (40000, 1), (1, 40000), (20000, 60), (60, 20000), (3, 2)])
+@pytest.mark.parametrize("holes", [False, True])
+def test_tiny_and_thin_images_are_drawn_too(shape: tuple[int, int], holes: bool) -> None:
+    agl = np.full(shape, 1234, np.uint16)
+    if holes:
+        agl[: max(1, shape[0] // 3)] = UNKNOWN
+    rgb = np.full((*shape, 3), PURPLE, np.uint8)
+    for gsd, spread, zoom in ((0.5, agl, 1.0), (None, None, 0.1)):
+        assert (look(rgb, agl, Pose(0, 0), gsd, "A_1", spread_cm=spread, zoom=zoom) == PURPLE).all(axis=2).any()
+        look(rgb, agl, Pose(0.5, 1.0), gsd, "A_1", spread_cm=spread, zoom=zoom)
+        look(None, agl, Pose(0.5, 1.0), gsd, "A_1", spread_cm=spread, zoom=zoom)
+
+
 def test_ends_of_bars_are_round_numbers_that_are_not_below() -> None:
     assert [nice(value) for value in (0.5, 1.0, 1.1, 7, 8.1, 33, 99)] == pytest.approx([0.5, 1, 2, 8, 10, 40, 100])
