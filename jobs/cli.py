@@ -109,7 +109,7 @@ def _stray(verb: Verb, word: str) -> str:
 
 def _check_required(verb: Verb, config: Any) -> None:
     for key in keys.scalars(verb.config):
-        if key.name == "run" and isinstance(config, PredictConfig) and Path(config.weights).suffix == ".safetensors":
+        if key.name == "run" and isinstance(config, PredictConfig) and Path(config.weights).suffix:
             continue  # a weights file says everything
         if key.field.metadata["required"] and getattr(config, key.name) == "":
             what = metavar(key) if key.field.metadata["positional"] else option_name(key)

@@ -6,17 +6,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from agl_core.config import ModelConfig, PredictConfig, TrainConfig
+from agl_core.config import PredictConfig, TrainConfig
+from agl_core.config.option import TTA
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.guard import Guard
-from agl_core.errors import UserError
-from agl_core.files import whole_file, writable_folder, write_text
+from agl_core.errors import UserError, valid_choice
+from agl_core.files import is_file, whole_file, writable_folder, write_text
 from jobs.cluster import ClusterConfig, load_cluster
 from jobs.executors import check_place, describe, enter, execute
 from jobs.failure import JobError, JobInterruptedError
@@ -140,7 +141,7 @@ def job_run(config: PredictConfig) -> Run:
 
 def settled(config: PredictConfig, run: Run) -> PredictConfig:
     """The configuration as a job can read it that runs elsewhere: with the full paths of all files and folders."""
-    named = [config.weights] if Path(config.weights).is_file() else map(str.strip, config.weights.split(","))
+    named = [config.weights] if is_file(config.weights) else map(str.strip, config.weights.split(","))
     weights = [full_path(part) if part.endswith(".safetensors") else part for part in named]
     return replace(
         config,
@@ -152,13 +153,13 @@ def settled(config: PredictConfig, run: Run) -> PredictConfig:
         out=full_path(config.out),
         archive=full_path(config.archive),
         calibration=full_path(config.calibration),
-        cluster=full_path(config.cluster) if Path(config.cluster).is_file() else config.cluster,
+        cluster=full_path(config.cluster) if is_file(config.cluster) else config.cluster,
     )
 
 
 def full_path(text: str) -> str:
     """The full path of a file, a folder or a pattern; nothing stays nothing."""
-    return str(Path(text).expanduser().absolute()) if text else ""
+    return str(Path(os.path.expanduser(text)).absolute()) if text else ""
 
 
 def check_folder(run: Run, config: PredictConfig) -> None:
@@ -224,34 +225,35 @@ def foreseen(config: PredictConfig) -> str:
     Raises:
         UserError: weights, images or corrections are missing, damaged, or do not go together.
     """
-    from agl_core.inference.calibration import corrections
+    from agl_core.inference.calibration import check_tables, corrections
     from agl_core.inference.images import data_set_jobs, single_jobs
-    from agl_core.inference.members import check_cities, common_tta, find_members, named
-    from agl_core.model.weights import read_header
+    from agl_core.inference.members import check_cities, common_cities, find_members, named, trained_tta
+    from agl_core.model.weights import model_config, read_header
 
     members = find_members(Path(config.runs), config.run, config.weights, config.member_weights)
     headers = [read_header(member.path) for member in members]
     metadata = [about for _, about in headers]
     corrections(config, metadata)
-    if config.tta == "auto":
-        common_tta(members, metadata)
-    looks = [_look(network) for network, _ in headers]
+    _check_views(config, [config.tta if config.tta != "auto" else trained_tta(about) for about in metadata])
+    # As much of the networks as decides about cities.
+    looks: list[Any] = [
+        SimpleNamespace(cities=network["cities"], config=model_config(network, member.path))
+        for member, (network, _) in zip(members, headers, strict=True)
+    ]
     if config.data:
         images = data_set_jobs(config, metadata[0].get("config", {}))
     else:
-        images, _ = single_jobs(config, _common_cities(looks))
-    check_cities(members, looks, {image.city for image in images})
+        images, _ = single_jobs(config, common_cities(looks))
+    cities = {image.city for image in images}
+    check_cities(members, looks, cities)
+    check_tables(config, cities.union(*(look.cities for look in looks)))
     count = f"{len(images)} image{'s' * (len(images) > 1)}"
     return f"{count} of {f'{config.data} ({config.split})' if config.data else config.images} with {named(members)}"
 
 
-def _look(network: dict[str, Any]) -> Any:
-    """As much of a network as decides about cities, from the header of its weights."""
-    config = SimpleNamespace(**{**asdict(ModelConfig()), **network["model"]})
-    return SimpleNamespace(cities=network["cities"], config=config)
-
-
-def _common_cities(looks: Sequence[Any]) -> list[str] | None:
-    """The cities that all networks know which look at the city; None if none does."""
-    looking = [look.cities for look in looks if look.config.use_city]
-    return [city for city in looking[0] if all(city in others for others in looking)] if looking else None
+def _check_views(config: PredictConfig, tta: list[str]) -> None:
+    """Raise a `UserError` for views that there are not, or too few of them for a spread; tta: of each member."""
+    for name in tta:
+        valid_choice("tta", name, list(TTA))
+    if config.uncertainty and tta == ["none"]:
+        raise UserError("one network that sees an image once has no spread: predict with several, or with --tta d4")

@@ -1,10 +1,12 @@
 """Which values make sense together, for users of the command line and of Python alike."""
 
+import re
 from copy import deepcopy
+from dataclasses import fields
 
 import pytest
 
-from agl_core.config import PredictConfig, StageConfig, TrainConfig, WorldConfig
+from agl_core.config import EnsembleConfig, EvaluateConfig, PredictConfig, StageConfig, TrainConfig, WorldConfig
 from agl_core.errors import UserError
 from agl_core.validate import validate
 from agl_core.validate.rules import RULES
@@ -167,3 +169,18 @@ def test_other_verbs_are_checked_too() -> None:
     with pytest.raises(UserError, match="overlap is 256 but window is 256"):
         validate(PredictConfig(data="d", window=256))
     validate(PredictConfig(data="d", window=288))
+
+
+def test_the_split_of_a_data_set_does_not_go_with_single_images() -> None:
+    with pytest.raises(UserError, match="split is 'train', but --images are of no data set: leave --split out"):
+        validate(PredictConfig(images="i", split="train"))
+    validate(PredictConfig(images="i"))
+    validate(PredictConfig(data="d", split="train"))
+
+
+def test_the_help_of_an_option_speaks_of_options_that_its_verb_has() -> None:
+    for verb in (PredictConfig, EnsembleConfig, EvaluateConfig):
+        names = {"--" + one.name.replace("_", "-") for one in fields(verb)}
+        for one in fields(verb):
+            told = set(re.findall(r"(?<!`evaluate )--[a-z][a-z-]*", one.metadata["help"]))
+            assert told <= names, (verb, one.name)

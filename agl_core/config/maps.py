@@ -10,10 +10,6 @@ _HEIGHT_FACTOR = "what heights are multiplied with before they are clipped, by c
 _CALIBRATION = "corrections that `evaluate --calibration` has found: its JSON file; keys that are given as well win"
 _MEMBER_WEIGHTS = "weights of the members, in their order: 2,1,1; default: all alike"
 _COMBINE = "how the members' heights are joined: their mean or their median, pixel by pixel"
-_UNCERTAINTY = (
-    "also write <id>_SPREAD.tif: the standard deviation of the members' heights, or of a single one's views (--tta), "
-    "pixel by pixel"
-)
 _ARCHIVE = "also pack what is written into this flat .tar.gz or .tar, as the challenge wants it"
 
 
@@ -60,7 +56,7 @@ class PredictConfig:
     out: str = option(
         "",
         "folder to write the predictions to; those of the same weights, settings and images that it has already are "
-        "kept: delete its about.json to have all made again",
+        "kept, those of others removed; what its about.json does not list is never touched",
         required=True,
     )
     unit: str = option(
@@ -72,13 +68,17 @@ class PredictConfig:
     format: str = option(
         "tif", "of the heights: tif, GeoTIFF; cog, cloud-optimised GeoTIFF with overviews", choices=("tif", "cog")
     )
-    uncertainty: bool = option(False, _UNCERTAINTY)
+    uncertainty: bool = option(
+        False,
+        "also write <id>_SPREAD.tif: the standard deviation of the members' heights, or of a single one's views "
+        "(--tta), pixel by pixel",
+    )
     quicklook: bool = option(False, "also draw <id>_LOOK.png: image, heights with their scale bar, and flow arrows")
     archive: str = option("", _ARCHIVE)
     tta: str = option(
         "auto",
-        "test-time augmentation: auto, as the training run was told; none; flips, 4 views; d4, all 8 symmetries of the "
-        "square; scales, 3 magnifications; all, both: 24 views",
+        "test-time augmentation: auto, as each member's training run was told; none; flips, 4 views; d4, all 8 "
+        "symmetries of the square; scales, 3 magnifications; all, both: 24 views",
         choices=("auto", *TTA),
     )
     window: int | None = option(
@@ -125,7 +125,9 @@ class EnsembleConfig:
     unit: str = option("cm", "unit of the members' files and of those written", choices=("cm", "m"))
     member_weights: str = option("", _MEMBER_WEIGHTS)
     combine: str = option("mean", _COMBINE, choices=("mean", "median"))
-    uncertainty: bool = option(False, _UNCERTAINTY)
+    uncertainty: bool = option(
+        False, "also write <id>_SPREAD.tif: the standard deviation of the members' heights, pixel by pixel"
+    )
     max_agl: dict[str, float] = option(
         dict, "highest AGL written, metres, by city (default: all others); not given: as the members have it"
     )
@@ -141,9 +143,11 @@ class EvaluateConfig:
     predictions: str = option("", "folder of the predictions (<id>_AGL.tif, <id>_VFLOW.json)", required=True)
     truth: str = option("", "folder of the truth (<id>_AGL.tif, <id>_VFLOW.json)", required=True)
     metadata: str = option(
-        "", "CSV file with id, city and gsd; default: metadata.csv in the truth's folder or above it"
+        "",
+        "CSV file with id, city and gsd; default: metadata.csv in the truth's folder or above it; without any, cities "
+        "are the beginnings of the ids, and gsds those that the images were predicted with",
     )
-    unit: str = option("cm", "unit of both folders' files", choices=("cm", "m"))
+    unit: str = option("auto", "unit of both folders' files; auto: of each what its files are", choices=AUTO_UNIT)
     subset: bool = option(
         False, "score the images that are predicted, such as those of a fold, and not all that have a truth"
     )

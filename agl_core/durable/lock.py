@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,14 @@ from pathlib import Path
 
 PATIENCE = 300.0  # seconds to wait for a lock that is taken
 ABANDONED = 240.0  # seconds, see _numbered
+BEAT = 5.0  # seconds between two signs of life, see _numbered
 POLL = 0.01  # seconds between two attempts
 KEPT = 16  # old numbered files that are left, see _numbered
 FREE = "free"
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+
+# By path: the highest number and what is in its file, and since when both have been seen so, see _numbered.
+_watched: dict[Path, tuple[tuple[int, str], float]] = {}
 
 
 class LockTakenError(TimeoutError):
@@ -50,6 +55,25 @@ def file_lock(path: Path, patience: float = PATIENCE) -> Iterator[None]:
         # A process that was forked meanwhile has a copy of the handle, and closing this one would not unlock.
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
+
+
+def held(path: Path) -> bool:
+    """Whether anybody holds the lock `path`.
+
+    Where the file system knows no locks, a holder on another machine must give a sign of life: this takes up to `BEAT`
+    seconds if there is one, and `ABANDONED` if not.
+    """
+    before = None
+    while True:
+        try:
+            with file_lock(path, patience=0):
+                return False
+        except LockTakenError:
+            watched = _watched.get(path.absolute())
+            if watched is None or before not in (None, watched[0]):
+                return True
+            before = watched[0]
+            time.sleep(POLL)
 
 
 def _wait(path: Path, deadline: float) -> None:
@@ -108,17 +132,18 @@ def _numbered(path: Path, deadline: float) -> Iterator[None]:
     removal another may have taken its place. Numbers are never used again, so that looking at n and creating n + 1 is
     a compare-and-swap, and the highest number is never removed, only marked as free by its owner.
 
-    A number is abandoned if its process is dead, which only its own machine can tell, or if it has been seen taken
-    for `ABANDONED` seconds by the clock of the one that waits. This is the only place where a clock decides, and it
-    is long against what is done under the lock (a few renames and deletions).
+    A number is abandoned if its process is dead, which only its own machine can tell, or if its file has not changed
+    for `ABANDONED` seconds by the clock of the one that waits, in one call or in several; the holder changes it every
+    `BEAT` seconds. This is the only place where a clock decides.
     """
-    seen, since = "", time.monotonic()
+    key = path.absolute()
     number = max(_numbers(path), default=0)
     while True:
         holder = _holder(path, number)
-        if holder != seen:
-            seen, since = holder, time.monotonic()
-        if holder == FREE or _dead(holder) or time.monotonic() - since > ABANDONED:
+        watched = _watched.get(key)
+        if watched is None or watched[0] != (number, holder):
+            watched = _watched[key] = (number, holder), time.monotonic()
+        if holder == FREE or _dead(holder) or time.monotonic() - watched[1] > ABANDONED:
             own = _claim(path, number + 1)
             if own is not None and max(_numbers(path)) == number + 1:
                 number += 1
@@ -130,15 +155,41 @@ def _numbered(path: Path, deadline: float) -> Iterator[None]:
             number += 1
             continue
         _wait(path, deadline)
+    _watched.pop(key, None)
     try:
         for old in _numbers(path):
             if old <= number - KEPT:
                 _name(path, old).unlink(missing_ok=True)
-        yield
+        with _beating(own):
+            yield
     finally:
         # If this fails the number is given up by the rules above.
         with contextlib.suppress(OSError):
             own.write_text(FREE, encoding="utf-8")
+
+
+@contextmanager
+def _beating(own: Path) -> Iterator[None]:
+    """Change the file of a number again and again, as a sign of life."""
+    ended = threading.Event()
+    end = own.stat().st_size
+
+    def beat() -> None:
+        count = 0
+        while not ended.wait(BEAT):
+            count += 1
+            # If it is gone, others have taken it for abandoned. What is written only grows: nobody reads it half.
+            with contextlib.suppress(OSError), open(own, "r+b") as file:
+                file.seek(end)
+                file.write(b"\n%d" % count)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _name(path: Path, number: int) -> Path:

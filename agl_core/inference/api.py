@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from agl_core.config import PredictConfig
 from agl_core.errors import UserError
-from agl_core.inference.calibration import corrections
+from agl_core.inference.calibration import check_tables, corrections
 from agl_core.inference.combine import scaled_weights
 from agl_core.inference.members import (
     Member,
     check_cities,
-    common_tta,
+    common_cities,
     find_members,
     load_members,
     trained_precision,
+    trained_tta,
 )
 from agl_core.inference.predictor import Prediction, Predictor
 from agl_core.model.network import GeoposeNet
@@ -37,9 +38,9 @@ class Model:
 
     def __init__(self, members: Sequence[Member], models: Sequence[GeoposeNet], predictor: Predictor) -> None:
         self.members, self.models, self.predictor = tuple(members), tuple(models), predictor
-        looking = [model.cities for model in models if model.config.use_city]
-        self.cities = tuple(city for city in looking[0] if all(city in other for other in looking)) if looking else ()
-        if looking and not self.cities:
+        cities = common_cities(models)
+        self.cities = tuple(cities or ())
+        if cities == []:
             told = "; ".join(
                 f"{', '.join(model.cities)} ({member.name})" for member, model in zip(members, models, strict=True)
             )
@@ -105,6 +106,8 @@ def load_model(
     asked = PredictConfig(
         max_agl=dict(max_agl or {}), height_factor=dict(height_factor or {}), calibration=str(calibration)
     )
+    if common_cities(models) is not None:  # otherwise an image may be of any city
+        check_tables(asked, {city for model in models for city in model.cities})
     correct = corrections(asked, metadata)
     predictor = Predictor(
         models,
@@ -113,7 +116,7 @@ def load_model(
         overlap,
         [precision if precision != "auto" else trained_precision(one, device) for one in metadata],
         device,
-        tta if tta != "auto" else common_tta(members, metadata),
+        [tta if tta != "auto" else trained_tta(one) for one in metadata],
         member_weights=tuple(member_weights),
         combine=combine,
         at_once=members_at_once,

@@ -1,7 +1,7 @@
 """Corrections of what is predicted, city by city: a factor of the heights, their highest, a line of the scales."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,6 +107,20 @@ def corrections(config: PredictConfig | EnsembleConfig, metadata: Sequence[Mappi
         {**file.height_factor, **config.height_factor},
         file.scale_lines,
     )
+
+
+def check_tables(config: PredictConfig, cities: Iterable[str]) -> None:
+    """Raise a `UserError` if a key of `config` is for a city that is none of `cities`: it would change nothing.
+
+    cities: those of the weights and of the images.
+    """
+    known = sorted(set(cities) - {""})
+    for key, table in (("max_agl", config.max_agl), ("height_factor", config.height_factor)):
+        if strange := sorted(table.keys() - {DEFAULT, *known}):
+            raise UserError(
+                f"{key}.{strange[0]} is given, but neither the weights nor the images have a city {strange[0]!r}: give "
+                f"it for one of {', '.join(known)}, or {key}.{DEFAULT} for all that have no value of their own"
+            )
 
 
 def read_calibration(path: Path) -> Corrections:

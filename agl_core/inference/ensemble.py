@@ -32,6 +32,7 @@ from agl_core.inference.memberfolders import (
 )
 from agl_core.inference.members import parse_weights
 from agl_core.inference.predictor import Prediction
+from agl_core.inference.sharing import joined
 from agl_core.inference.writer import PredictionWriter
 from agl_core.machine import cores
 from agl_core.reporting.progress import Progress
@@ -60,8 +61,9 @@ def ensemble(config: EnsembleConfig, guard: Guard | None = None) -> int:
 
     Raises:
         UserError: with everything that is wrong in one message: files that are missing, damaged or of another unit,
-            sizes that differ, cities that corrections need and nobody tells, before anything is written; holes that
-            not all members have, when all other images are written.
+            sizes that differ, cities that corrections need and nobody tells, a folder that others are writing to or
+            that holds what is no prediction, before anything is written; holes that not all members have, when all
+            other images are written.
         InterruptedRunError: `guard` asked to leave; every image is whole or not there.
     """
     valid_choice("unit", config.unit, list(UNITS))
@@ -85,9 +87,14 @@ def ensemble(config: EnsembleConfig, guard: Guard | None = None) -> int:
         raise UserError(listed(problems))
     places = places_of(ids, members, config.unit, joining.correct)
     writer = PredictionWriter(writable_folder(out, "--out"), config.unit, spread=config.uncertainty)
-    kept = writer.keep(
-        f"{len(members)} members", _settings(config, joining), sources_of(ids, members, joining.weights, places)
-    )
+    sources = sources_of(ids, members, joining.weights, places)
+
+    def begin(alone: bool) -> set[str]:
+        if not alone:
+            raise UserError(
+                f"{out} is being written to by another call: wait for its end, or choose another folder with --out"
+            )
+        return writer.keep(f"{len(members)} members", _settings(config, joining), sources)
 
     def average_one(image: str) -> str | None:
         """What is wrong with the image; None if it is written, or if nothing more shall be."""
@@ -97,29 +104,30 @@ def ensemble(config: EnsembleConfig, guard: Guard | None = None) -> int:
             predictions = [read_prediction(image, member, config.unit) for member in members]
             unknown = common_holes(image, members, predictions)
             place = places.get(image, Place())
-            joined = average(predictions, joining, place.city, place.gsd)
-            writer.write(image, joined, common_georeference(image, members), unknown)
+            averaged = average(predictions, joining, place.city, place.gsd)
+            writer.write(image, averaged, common_georeference(image, members), unknown)
         except UserError as error:
             return str(error)
         done.append(image)
         return None
 
     done: list[str] = []
-    todo = [image for image in ids if image not in kept]
-    with (
-        ThreadPoolExecutor(_threads(max(pixels for _, pixels in surveys), len(members))) as pool,
-        Progress("ensemble", total=len(ids), unit="images", start=len(kept)) as progress,
-    ):
-        for problem in pool.map(average_one, todo):
-            problems += [problem] if problem is not None else []
-            progress.advance()
-    told = f"{len(kept) + len(done)} of {len(ids)} images are averaged"
-    if len(done) + len(problems) < len(todo):
-        _leave(guard, told)
-    if problems:
-        raise UserError(listed(problems))
-    if config.archive:
-        pack(out, ids, Path(config.archive), lambda: _leave(guard, told))
+    with joined(out, begin) as (_, kept):
+        todo = [image for image in ids if image not in kept]
+        with (
+            ThreadPoolExecutor(_threads(max(pixels for _, pixels in surveys), len(members))) as pool,
+            Progress("ensemble", total=len(ids), unit="images", start=len(kept)) as progress,
+        ):
+            for problem in pool.map(average_one, todo):
+                problems += [problem] if problem is not None else []
+                progress.advance()
+        told = f"{len(kept) + len(done)} of {len(ids)} images are averaged"
+        if len(done) + len(problems) < len(todo):
+            _leave(guard, told)
+        if problems:
+            raise UserError(listed(problems))
+        if config.archive:
+            pack(out, ids, Path(config.archive), lambda: _leave(guard, told))
     earlier = f", {len(kept)} of them before" if kept else ""
     print(f"{len(ids)} images averaged over {len(members)} members{earlier} -> {config.out}")
     return len(ids)
@@ -142,10 +150,10 @@ def average(
     for top in range(0, shape[0], step):
         rows = slice(top, top + step)
         strips = [prediction.agl_cm[rows] for prediction in predictions]
-        joined, spread = combine_heights(strips, joining.weights, joining.how, joining.spread)
+        heights, spread = combine_heights(strips, joining.weights, joining.how, joining.spread)
         if correct != Corrections():
-            joined = correct.heights(joined / 100, city) * 100
-        agl_cm[rows] = np.rint(joined)
+            heights = correct.heights(heights / 100, city) * 100
+        agl_cm[rows] = np.rint(heights)
         if spread_cm is not None and spread is not None:
             spread_cm[rows] = np.rint(correct.spread(spread / 100, city) * 100)
     pose = combine_poses([prediction.pose for prediction in predictions], joining.weights)

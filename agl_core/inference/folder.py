@@ -1,5 +1,6 @@
 """A folder of predictions, or of truth, as other verbs read it."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from agl_core.data.catalog import TileMetadata, read_metadata
 from agl_core.data.georeference import Georeference, opened, read_georeference
 from agl_core.data.tiles import AGL_DTYPE, RGB_SUFFIXES, UNITS, read_agl, read_vflow
 from agl_core.errors import UserError, valid_choice
-from agl_core.files import read_json
+from agl_core.files import is_file, read_json
 from agl_core.geometry import Pose
 from agl_core.inference.source import read_image
 
 ABOUT = "about.json"
 FORMAT = "geopose-predictions-2"
+EARLIER = "geopose-predictions-1"
 AGL, VFLOW = "_AGL.tif", "_VFLOW.json"
 _MOST_LISTED = 20
 
@@ -70,7 +72,7 @@ def read_folder(
 
     Raises:
         UserError: no such folder or no heights in it, heights of both units, VFLOW files that are missing (all are
-            named).
+            named), or images that about.json, which lists others, does not know: nothing tells what made them.
     """
     folder = Path(folder)
     valid_choice("unit", unit, ["auto", *UNITS])
@@ -83,6 +85,11 @@ def read_folder(
     if without:
         raise UserError(f"{folder} lacks {_listed(without)}: complete it, or remove their heights")
     about = read_about(folder)
+    if about.get("images") and (unknown := [f"{image}{AGL}" for image in ids if image not in about["images"]]):
+        raise UserError(
+            f"{folder} has {_listed(unknown)}, which its {ABOUT} does not list among its predictions: move them to a "
+            "folder of their own"
+        )
     unit = unit if unit != "auto" else _unit(folder, ids, about, option)
     found = _Pictures(folder, images)
     metadata = _metadata(folder)
@@ -104,6 +111,23 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about if whole else {}
 
 
+def recorded_images(folder: Path) -> set[str] | None:
+    """The ids of the images that a folder's about.json, of this format or an earlier one, says are predicted there;
+    None where it is damaged. A folder without one, or with that of something else, has no predictions: the set is
+    empty."""
+    path = Path(folder) / ABOUT
+    if not path.exists():
+        return set()
+    try:
+        about = read_json(path)
+    except UserError:
+        return None
+    if not isinstance(about, dict) or about.get("format") not in (FORMAT, EARLIER):
+        return set()
+    images = about.get("images")
+    return set(images) if isinstance(images, dict) else None
+
+
 def _image(
     folder: Path,
     image: str,
@@ -116,12 +140,21 @@ def _image(
     listed = metadata.get(image)
     agl = folder / f"{image}{AGL}"
     rgb = found.of(image, source.get("rgb"))
-    city = source.get("city") or (listed.city if listed else None)
-    gsd = source.get("gsd") or (listed.gsd if listed else None)
+    # about.json may have been edited: what is of another kind than it should be tells nothing.
+    city = source.get("city") if isinstance(source.get("city"), str) else None
+    city = city or (listed.city if listed else None)
+    gsd = _metres(source.get("gsd")) or (listed.gsd if listed else None)
     predicted = PredictedImage(image, agl, folder / f"{image}{VFLOW}", rgb, city, gsd, unit)
     if gsd is not None:
         return predicted
     return PredictedImage(image, agl, predicted.vflow, rgb, city, predicted.georeference().gsd(), unit)
+
+
+def _metres(recorded: Any) -> float | None:
+    """A number above 0, or None for anything else."""
+    if isinstance(recorded, bool) or not isinstance(recorded, int | float):
+        return None
+    return float(recorded) if 0 < recorded < math.inf else None
 
 
 def _unit(folder: Path, ids: Sequence[str], about: Mapping[str, Any], option: str) -> str:
@@ -165,7 +198,7 @@ class _Pictures:
         """The picture of an image; `recorded`: where it was when it was predicted."""
         if self._given is not None:
             return self._given.get(f"{image}_RGB") or self._given.get(image)
-        if isinstance(recorded, str) and Path(recorded).is_file():
+        if isinstance(recorded, str) and is_file(recorded):
             return Path(recorded)
         return self._near.get(f"{image}_RGB") or self._near.get(image)
 

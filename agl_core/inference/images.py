@@ -3,6 +3,7 @@
 import csv
 import glob
 import math
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from agl_core.data.catalog import LONGEST_ID, TileRecord, read_catalog
 from agl_core.data.folds import assign_folds
 from agl_core.data.tiles import RGB_SUFFIXES
 from agl_core.errors import UserError
+from agl_core.files import is_file
 from agl_core.inference.source import open_image
 from agl_core.machine import cores
 
@@ -89,7 +91,7 @@ def single_jobs(config: PredictConfig, cities: Sequence[str] | None) -> tuple[li
                 f"{image.path} and {following.path} both have the id {image.id!r}: give them different ones in the "
                 "column id of a .csv list"
             )
-    missing = [str(image.path) for image in listed if not image.path.is_file()]
+    missing = [str(image.path) for image in listed if not is_file(image.path)]
     if missing:
         more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
         verb = "does" if len(missing) == 1 else "do"
@@ -114,7 +116,7 @@ def single_jobs(config: PredictConfig, cities: Sequence[str] | None) -> tuple[li
         image, gsd = other[0]
         source = "the list" if image.gsd is not None else "its georeference"
         more = f" and {len(other) - 1} more images" if len(other) > 1 else ""
-        notes.append(f"{image.id}{more}: gsd is {gsd:.4g} m by {source}, which counts before --gsd {config.gsd:g}")
+        notes.append(f"{image.id}{more}: gsd is {gsd:.3g} m by {source}, which counts before --gsd {config.gsd:g}")
     return jobs, notes
 
 
@@ -124,8 +126,8 @@ def list_images(images: str) -> list[Listed]:
     Raises:
         UserError: an empty folder, list or pattern, or a list that cannot be read.
     """
-    path = Path(images).expanduser()
-    if path.is_dir():
+    path = _expanded(images)
+    if os.path.isdir(path):
         found = [
             file
             for file in path.iterdir()
@@ -134,12 +136,12 @@ def list_images(images: str) -> list[Listed]:
         if not found:
             raise UserError(f"{images} has no images (*{', *'.join(SUFFIXES)}): give another folder with --images")
         return [Listed(file, image_id(file)) for file in found]
-    if not path.exists() and any(character in images for character in "*?["):
-        found = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+    if not os.path.exists(path) and any(character in images for character in "*?["):
+        found = [Path(name) for name in glob.glob(str(path), recursive=True) if is_file(name)]
         if not found:
             raise UserError(f"no file is called {images!r}: give another pattern, in quotes, with --images")
         return [Listed(file, image_id(file)) for file in found]
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{images} does not exist: give an image, a folder, a pattern or a list with --images")
     if path.suffix.lower() == ".csv":
         return _read_csv(path)
@@ -230,8 +232,14 @@ def _gsd(path: Path, number: int, row: Mapping[str, str]) -> float | None:
 
 def _placed(path: Path, name: str) -> Path:
     """A path in a list counts from the list's folder, or else from where the command is given."""
-    beside = path.parent / Path(name).expanduser()
-    return beside if beside.exists() else Path(name).expanduser()
+    named = _expanded(name)
+    beside = path.parent / named
+    return beside if os.path.exists(beside) else named
+
+
+def _expanded(name: str) -> Path:
+    """A path with `~` filled in; that of a user whom nobody knows stays as it is."""
+    return Path(os.path.expanduser(name))
 
 
 def _text(path: Path) -> str:

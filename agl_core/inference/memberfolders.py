@@ -144,7 +144,7 @@ def common_georeference(image: str, members: Sequence[Path]) -> Georeference | N
     """
     found = [read_georeference(member / f"{image}{AGL}") for member in members]
     for member, other in zip(members, found, strict=True):
-        if other.profile() != found[0].profile():
+        if other != found[0]:
             raise UserError(
                 f"the members' {image}{AGL} do not lie in the same place by their georeferences: compare that in "
                 f"{members[0]} with that in {member}"

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from agl_core.config import TrainConfig
 from agl_core.errors import UserError, valid_choice
+from agl_core.files import is_file
 
 if TYPE_CHECKING:  # what only says which files there are need not wait for torch
     import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # what only says which files there are need not wait for torc
     from agl_core.model.network import GeoposeNet
 
 KINDS = ("best", "last", "last-ema")
+_FOREIGN = (".pt", ".pth", ".ckpt", ".bin", ".onnx", ".h5")  # what others keep weights in
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def find_members(runs: Path, run: str, weights: str = "best", member_weights: st
     runs = Path(runs)
     kinds: list[str] = []
     files: list[str] = []
-    for name in [weights] if Path(weights).is_file() else _names("weights", weights) or ["best"]:
+    for name in [weights] if is_file(weights) else _names("weights", weights) or ["best"]:
         (files if name.endswith(".safetensors") else kinds).append(name)
     names = [name for given in _names("run", run) or [""] for name in _runs_of(runs, given)]
     found = [find_weights(runs, name, kind) for name in names for kind in kinds]
@@ -72,10 +74,14 @@ def find_weights(runs: Path, run: str, weights: str) -> Weights:
         UserError: no such run, stage or file, or weights that the run does not have (yet).
     """
     if weights.endswith(".safetensors"):
-        if not Path(weights).is_file():
+        if not is_file(weights):
             raise UserError(f"weights {weights} do not exist: give an existing file with --weights")
         return Weights(Path(weights), weights)
-    if not run or not (runs / run / "config.yaml").is_file():
+    if Path(weights).suffix in _FOREIGN or (Path(weights).suffix and is_file(weights)):
+        raise UserError(
+            f"weights {weights}: only .safetensors files of this project can be loaded (see `export weights`)"
+        )
+    if not run or not is_file(runs / run / "config.yaml"):
         known = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
         raise UserError(f"there is no run {run!r} in {runs}: it has {', '.join(known) or 'none'}")
     stages = _stages(runs / run / "config.yaml")
@@ -158,6 +164,15 @@ def check_cities(members: Sequence[Weights], models: Sequence["nn.Module"], citi
                 raise UserError(str(error) if len(members) == 1 else f"{member.name}: {error}") from None
 
 
+def common_cities(models: Iterable[Any]) -> list[str] | None:
+    """The cities that all networks know which look at the city; None if none does.
+
+    models: with the attributes `cities` and `config` of `GeoposeNet`.
+    """
+    looking = [model.cities for model in models if model.config.use_city]
+    return [city for city in looking[0] if all(city in other for other in looking)] if looking else None
+
+
 def max_agl(metadata: Mapping[str, Any]) -> dict[str, float]:
     """Highest height by city, metres, as the weights were trained with; the default of training where not recorded."""
     recorded = metadata.get("config", {}).get("max_agl")
@@ -175,15 +190,6 @@ def trained_tta(metadata: Mapping[str, Any]) -> str:
     return str(metadata.get("config", {}).get("tta", "none"))
 
 
-def common_tta(members: Sequence[Weights], metadata: Sequence[Mapping[str, Any]]) -> str:
-    """The test-time augmentation that all members were trained with; a `UserError` where they differ in it."""
-    trained = [trained_tta(one) for one in metadata]
-    if len(set(trained)) > 1:
-        told = ", ".join(f"{tta} ({member.name})" for tta, member in zip(trained, members, strict=True))
-        raise UserError(f"the members were trained for different test-time augmentation, {told}: choose one with --tta")
-    return trained[0]
-
-
 def _names(option: str, text: str) -> list[str]:
     if not text.strip():
         return []
@@ -196,7 +202,7 @@ def _names(option: str, text: str) -> list[str]:
 def _runs_of(runs: Path, name: str) -> list[str]:
     """The runs of an ensemble; a run is its own."""
     path = runs / name / "ensemble.yaml"
-    if not name or (runs / name / "config.yaml").exists() or not path.is_file():
+    if not name or is_file(runs / name / "config.yaml") or not is_file(path):
         return [name]
     members = _yaml(path, "runs")
     if not isinstance(members, ListConfig) or not members:

@@ -62,12 +62,14 @@ class Pipeline:
         self.predictor, self.writer, self.claims, self.guard = predictor, writer, claims, guard
         self.progress, self.masked = progress, masked
         self._told = 0  # notes of the predictor
+        self._unreadable: dict[str, str] = {}  # why, by image
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Predict the images that nobody else does, and wait until all of them are there.
+        """Predict the images that nobody else does, and wait until all are there but those that cannot be read.
 
         Raises:
-            UserError: an image that cannot be read or predicted.
+            UserError: images that cannot be read, all of them, when the others are done; an image that cannot be
+                predicted, at once.
             InterruptedRunError: the guard asked to leave before the end; every image is whole or not there.
         """
         waiting = list(jobs)
@@ -83,6 +85,8 @@ class Pipeline:
             if busy and self.progress.done == before:
                 time.sleep(_POLL)
             waiting = busy
+        if self._unreadable:
+            raise UserError(_listed(list(self._unreadable.values()), self.progress.done))
 
     @property
     def asked(self) -> bool:
@@ -123,7 +127,8 @@ class Pipeline:
                     break
                 if picture is None:
                     self.claims.give_back(job.id)
-                    large.append(job)
+                    if job.id not in self._unreadable:
+                        large.append(job)
                     continue
                 prediction = self._predict(job, picture)
                 written.append((job, writing.submit(self._write, job, prediction, picture)))
@@ -153,13 +158,17 @@ class Pipeline:
             pool.shutdown(cancel_futures=True)
 
     def _read(self, job: Job, most: int) -> Picture | None:
-        """The decoded image; None if it has more than `most` pixels."""
-        with open_image(job.path) as source:
-            whole = 0, 0, source.height, source.width
-            if source.height * source.width > most:
-                return None
-            unknown = source.unknown(*whole) if self.masked else None
-            return Picture(source.read(*whole), unknown, source.georeference)
+        """The decoded image; None if it has more than `most` pixels, or cannot be read."""
+        try:
+            with open_image(job.path) as source:
+                whole = 0, 0, source.height, source.width
+                if source.height * source.width > most:
+                    return None
+                unknown = source.unknown(*whole) if self.masked else None
+                return Picture(source.read(*whole), unknown, source.georeference)
+        except UserError as error:
+            self._unreadable[job.id] = str(error)
+            return None
 
     def _predict(self, job: Job, picture: Picture) -> Prediction:
         with self._named(job):
@@ -176,10 +185,11 @@ class Pipeline:
         picture = self._read(job, SCENE)
         if picture is not None:
             self._write(job, self._predict(job, picture), picture)
-        else:
+        elif job.id not in self._unreadable:
             self._scene(job)
         self.claims.give_back(job.id)
-        self.progress.advance()
+        if job.id not in self._unreadable:
+            self.progress.advance()
 
     def _scene(self, job: Job) -> None:
         with (
@@ -207,6 +217,13 @@ class Pipeline:
             for note in self.predictor.notes[self._told :]:
                 self._told += 1
                 self.progress.note(note)
+
+
+def _listed(problems: list[str], done: int) -> str:
+    if len(problems) == 1:
+        return f"{problems[0]} ({done} other images are predicted)" if done else problems[0]
+    lines = "\n".join(f"  - {problem}" for problem in problems)
+    return f"{len(problems)} images cannot be predicted ({done} others are):\n{lines}"
 
 
 class _Watched:

@@ -12,6 +12,7 @@ from agl_core.inference.memory import (
     MOST_ELEMENTS,
     MOST_PIXELS,
     SHARE,
+    WINDOWS,
     Need,
     TooLargeError,
     device_memory,
@@ -21,6 +22,7 @@ from agl_core.inference.memory import (
     measured_need,
     smaller,
 )
+from agl_core.inference.scene import row_bytes
 from agl_core.model.network import STRIDE
 
 OVERLAP = PredictConfig().overlap
@@ -29,6 +31,9 @@ ZOOMED_UNIT = 128
 """Windows that are also magnified begin at multiples of this (see `tta.ZOOMS`)."""
 
 SMALL = 512 * 512  # pixels that are predicted as a whole without asking what that takes
+ROW_BYTES = 2**30
+"""Of the host's memory that a row of windows chosen here may take: it is as wide as the image."""
+
 _WEIGHTS = 1 / 3  # of the room that there is on a GPU may the weights of all members take
 
 
@@ -43,15 +48,15 @@ class Plan:
 
     def __init__(
         self, networks: Sequence[Network], device: torch.device, window: int | None, overlap: int, at_once: str,
-        processes: int,
+        processes: int, layers: int = 1,
     ) -> None:  # fmt: skip
-        """See `Predictor`. Raises `UserError` for windows that cannot be."""
+        """See `Predictor` and `row_bytes`. Raises `UserError` for windows that cannot be."""
         _check(window, overlap)
         valid_choice("members_at_once", at_once, list(AT_ONCE))
         self.notes: list[str] = []
         self._networks, self._device, self._window, self._overlap = networks, device, window, overlap
         self.memory = device_memory(device, processes if device.type == "cuda" else max(processes, 2))
-        self._most_pixels, self._needs = MOST_PIXELS, list[Need]()
+        self._most_pixels, self._needs, self._layers = MOST_PIXELS, list[Need](), layers
         self._told: set[int] = set()
         weights = sum(network.bytes for network in networks)
         self._can_take_turns = at_once == "auto" and len(networks) > 1 and device.type != "cpu"
@@ -76,7 +81,7 @@ class Plan:
             return self._window
         if height * width <= min(SMALL, self._most_pixels):
             return 0
-        window = fitting_window(height, width, self._fits, self._most_pixels)
+        window = self._chosen(height, width)
         if window and window not in self._told:
             self._told.add(window)
             self.notes.append(
@@ -113,7 +118,7 @@ class Plan:
         if pixels is None:
             raise TooLargeError(f"{place}: use a device with more memory, or fewer --processes on it") from error
         self._most_pixels = pixels
-        window = fitting_window(height, width, self._fits, pixels)
+        window = self._chosen(height, width)
         self._told.add(window)
         self.notes.append(f"{place}: from here on it is given windows of {window}")
 
@@ -133,6 +138,14 @@ class Plan:
         self._can_take_turns = False
         for network in self._networks:
             network.leave()
+
+    def _chosen(self, height: int, width: int) -> int:
+        """The largest window that fits, and whose rows take no more than `ROW_BYTES` where that can be."""
+        window = fitting_window(height, width, self._fits, self._most_pixels)
+        narrower = [side for side in WINDOWS if side < window]
+        while narrower and row_bytes(height, width, window, self._layers) > ROW_BYTES:
+            window = narrower.pop(0)
+        return window
 
     def _fits(self, height: int, width: int) -> bool:
         resident = sum(network.bytes for network in self._networks if network.resident)

@@ -1,7 +1,7 @@
 """The verb `predict`: weights of one run or of several, images, a folder of predictions."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ from agl_core.durable.guard import Guard
 from agl_core.errors import UserError, valid_choice
 from agl_core.files import writable_folder
 from agl_core.inference.archive import check_name, pack
-from agl_core.inference.calibration import corrections
+from agl_core.inference.calibration import check_tables, corrections
 from agl_core.inference.images import Job, data_set_jobs, single_jobs
 from agl_core.inference.members import (
     Member,
     Weights,
     check_cities,
-    common_tta,
+    common_cities,
     find_members,
     find_weights,
     load_members,
@@ -134,14 +134,16 @@ def _plan(config: PredictConfig, device: torch.device | None, ranks: int) -> Pla
     models, metadata = load_members(members)
     notes: list[str] = []
     if config.images:
-        jobs, notes = single_jobs(config, _cities(models))
+        jobs, notes = single_jobs(config, common_cities(models))
     else:
         jobs = data_set_jobs(config, metadata[0].get("config", {}))
-    check_cities(members, models, {job.city for job in jobs})
+    cities = {job.city for job in jobs}
+    check_cities(members, models, cities)
+    check_tables(config, cities.union(*(model.cities for model in models)))
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     given = config.precision
     precisions = [given if given != "auto" else trained_precision(one, device) for one in metadata]
-    tta = config.tta if config.tta != "auto" else common_tta(members, metadata)
+    tta = [config.tta if config.tta != "auto" else trained_tta(one) for one in metadata]
     correct = corrections(config, metadata)
     unit = config.unit if config.unit != "auto" else "m" if config.images else "cm"
     weights = tuple(member.weight for member in members)
@@ -176,12 +178,6 @@ def _plan(config: PredictConfig, device: torch.device | None, ranks: int) -> Pla
         "corrections": correct.as_settings(),
     }
     return Plan(jobs, notes, members, predictor, unit, settings)
-
-
-def _cities(models: Sequence[Any]) -> list[str] | None:
-    """The cities that all models know; None if none of them looks at the city."""
-    looking = [model.cities for model in models if model.config.use_city]
-    return [city for city in looking[0] if all(city in other for other in looking)] if looking else None
 
 
 def _digest(path: Path) -> str:

@@ -100,7 +100,7 @@ class Predictor:
         if spread and len(members) == len(views[0]) == 1:
             raise UserError("one network that sees an image once has no spread: predict with several, or with --tta d4")
         self.networks = [Network(*one, self.device) for one in zip(members, precisions, views, strict=True)]
-        self._plan = Plan(self.networks, self.device, window, overlap, at_once, processes)
+        self._plan = Plan(self.networks, self.device, window, overlap, at_once, processes, 2 if spread else 1)
 
     @property
     def notes(self) -> list[str]:

@@ -5,7 +5,7 @@ import secrets
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # what GDAL says where rasterio does not translate it: no RasterioError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
@@ -46,6 +47,22 @@ def _rasterio() -> Iterator[None]:
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", CPL_LOG=os.devnull):
         yield
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """As `_rasterio`; what GDAL fails at is told as a `UserError` that names `path`, which is being written.
+
+    Otherwise the image that is read at the same time would be blamed for it.
+    """
+    try:
+        with _rasterio():
+            yield
+    except (CPLE_BaseError, RasterioError) as error:
+        detail = str(error.__cause__ or error).replace("\n", " ")
+        raise UserError(
+            f"{path} cannot be written ({detail}): make sure that the disk has room, or choose another folder"
+        ) from None
 
 
 def in_unit(agl_cm: NDArray[np.uint16], unit: str) -> NDArray[Any]:
@@ -94,21 +111,25 @@ class StripFile:
     def __enter__(self) -> "StripFile":
         shape = _shape(self.height, self.width, self.unit)
         options = {**self._georeference.profile(), **_AUXILIARY, **_TILED, "predictor": _PREDICTOR[self.unit]}
-        with _rasterio():
+        with _written(self.path):
             self._file = rasterio.open(self._auxiliary, "w", **shape, **options)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with suppress(CPLE_BaseError, RasterioError), _rasterio():  # what is not finished need not be whole
+            self._file.close()
         self._auxiliary.unlink(missing_ok=True)
 
     def write(self, top: int, agl_cm: NDArray[np.uint16]) -> None:
-        """(n, W) rows from `top` on, uint16 centimetres: those after the rows before, or all anew from row 0."""
+        """(n, W) rows from `top` on, uint16 centimetres: those after the rows before, or all anew from row 0.
+
+        Raises `UserError` if they cannot be written.
+        """
         if top == 0:
             self._rows, self._sum = 0, 0
         assert top == self._rows, f"row {top} after {self._rows}"
         values = np.ascontiguousarray(in_unit(agl_cm, self.unit))
-        with _rasterio():
+        with _written(self.path):
             self._file.write(values, 1, window=Window(0, top, self.width, len(values)))
         self._rows += len(values)
         self._sum = zlib.crc32(values.data, self._sum)
@@ -116,22 +137,20 @@ class StripFile:
     def finish(self) -> None:
         """Write the file, whole or not at all; when this returns, what it holds has been read back and is right.
 
-        Raises `UserError` if that is not so: GDAL does not always say when a disk is full.
+        Raises `UserError` if they cannot be written or that is not so: GDAL does not always say when a disk is full.
         """
         assert self._rows == self.height, f"{self._rows} of {self.height} rows"
-        try:
-            with _rasterio(), whole_file(self.path) as aside:
-                self._file.close()
-                if self.format == "cog":
-                    rasterio.shutil.copy(self._auxiliary, aside, **_COG)
-                else:
-                    options = {**_TILED, "compress": "deflate", "zlevel": 1, "predictor": _PREDICTOR[self.unit]}
-                    rasterio.shutil.copy(self._auxiliary, aside, driver="GTiff", bigtiff="if_safer", **options)
-                if self._sum_of(aside) != self._sum:
-                    raise UserError(f"{self.path} is not as it was written: make sure that the disk has room for it")
-        except RasterioError as error:
-            detail = str(error.__cause__ or error).replace("\n", " ")
-            raise UserError(f"{self.path} cannot be written ({detail}): make sure that the disk has room") from None
+        with _written(self.path), whole_file(self.path) as aside:
+            self._file.close()
+            if self.format == "cog":
+                rasterio.shutil.copy(self._auxiliary, aside, **_COG)
+            else:
+                options = {**_TILED, "compress": "deflate", "zlevel": 1, "predictor": _PREDICTOR[self.unit]}
+                rasterio.shutil.copy(self._auxiliary, aside, driver="GTiff", bigtiff="if_safer", **options)
+            if self._sum_of(aside) != self._sum:
+                raise UserError(
+                    f"{self.path} is not as it was written: make sure that the disk has room, or choose another folder"
+                )
 
     def _sum_of(self, path: Path) -> int:
         summed = 0

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from agl_core.inference.windows import blend_weights, window_starts
 
+_PIECE = 2**24
+"""Pixels of a strip that is given away at once: who takes it has copies of it."""
+
 
 class Source(Protocol):
     """An image that is read in parts, perhaps by another thread than the one that it was opened in."""
@@ -96,6 +99,11 @@ def read_ahead(source: Source, boxes: Iterable[Box]) -> Generator[NDArray[np.uin
             yield waiting.result()
 
 
+def row_bytes(height: int, width: int, window: int, layers: int) -> int:
+    """Of what `strips` keeps in memory: float64 of a row of windows; layers: 2 with the spread, otherwise 1."""
+    return 8 * layers * min(window, height) * width
+
+
 def strips(grid: Grid, answers: Callable[[Sequence[Box]], Iterator[Heights]]) -> Iterator[tuple[int, Heights]]:
     """The image's first rows and heights, strip by strip of full width, from top to bottom, each as soon as no window
     below it can change it.
@@ -103,7 +111,7 @@ def strips(grid: Grid, answers: Callable[[Sequence[Box]], Iterator[Heights]]) ->
     answers: the heights of a row of windows, in order, asked for once for each row. The strips are float64 and belong
     to the caller until the next one is asked for; the heights of a single window are passed through as they are.
 
-    There are never more pixels in memory than in one row of windows, beside those in `answers`.
+    There are never more pixels in memory than in one row of windows (see `row_bytes`), beside those in `answers`.
     """
     rows = grid.rows
     if len(rows) == len(rows[0]) == 1:
@@ -121,7 +129,10 @@ def strips(grid: Grid, answers: Callable[[Sequence[Box]], Iterator[Heights]]) ->
             for layer, value in zip(layers, values, strict=True):
                 layer[:height, box.left : box.left + box.width] += weights * value
         finished = (rows[number + 1][0].top if number + 1 < len(rows) else grid.height) - top
-        yield top, Heights(layers[0][:finished], layers[1][:finished] if len(layers) > 1 else None)
+        piece = max(1, _PIECE // grid.width)
+        for start in range(0, finished, piece):
+            parts = [layer[start : min(start + piece, finished)] for layer in layers]
+            yield top + start, Heights(parts[0], parts[1] if len(parts) > 1 else None)
         for layer in layers:
             left = len(layer) - finished
             layer[:left] = layer[finished:]

@@ -1,20 +1,21 @@
 """One folder of results and the processes, of one machine or of many, that fill it together."""
 
 import contextlib
-import errno
-import fcntl
-import os
 import re
-import shutil
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from agl_core.durable.lock import UNSUPPORTED, LockTakenError, file_lock
+from agl_core.durable.lock import LockTakenError, file_lock, held
 
 CLAIMS = ".claims"
 """Folder of the locks, inside that of the results, while anybody works there."""
+
+# Locks in it. No image's is called like these: its name ends in .lock.
+_DOOR, _USER = "door", "user-"
+_ATTEMPTS = 100
 
 # What those leave behind who are killed: see `agl_core.files`.
 _TORN = re.compile(r"\..*\.[0-9a-f]{8}\.part(\.\w+)*|\.[0-9a-f]{8}\.probe")
@@ -56,46 +57,82 @@ def joined(folder: Path, begin: Callable[[bool], Begun]) -> Iterator[tuple[Claim
 
     `begin(alone)` is called before the work, while nobody else begins or ends his; `alone` says whether nobody works
     here. What it raises ends this. Who leaves last removes the locks, and the torn files of those who were killed.
+    Where the file system knows no locks, the folder `CLAIMS` stays, and whether a stranger who was killed on another
+    machine is still at work takes minutes to find out.
     """
-    claims = folder / CLAIMS
     with ExitStack() as stack:
-        while True:
-            claims.mkdir(exist_ok=True)
+        begun = _join(folder, begin, stack)
+        held_claims = Claims(folder / CLAIMS)
+        stack.callback(held_claims.give_all_back)
+        yield held_claims, begun
+
+
+def _join(folder: Path, begin: Callable[[bool], Begun], stack: ExitStack) -> Begun:
+    """Sign on, and have `stack` sign off; the answer of `begin`. Who works here holds a lock of his own."""
+    claims = folder / CLAIMS
+    user, attempts = claims / f"{_USER}{secrets.token_hex(8)}", 0
+    while True:
+        claims.mkdir(exist_ok=True)
+        with ExitStack() as door:
+            own = ExitStack()
             try:
-                with file_lock(claims / "lock"):
-                    users = os.open(claims / "users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                    stack.callback(_leave, folder, users)
-                    begun = begin(_locked(users, fcntl.LOCK_EX))
-                    _locked(users, fcntl.LOCK_SH)
-                break
+                door.enter_context(file_lock(claims / _DOOR))
+                own.enter_context(file_lock(user))
             except FileNotFoundError:  # the last one has just left, and taken the locks away
-                if claims.exists():
+                attempts += 1
+                if attempts == _ATTEMPTS:
                     raise
-        held = Claims(claims)
-        stack.callback(held.give_all_back)
-        yield held, begun
+                continue
+            stack.callback(_leave, folder, user, own)
+            return begin(not _others(claims, user))
 
 
-def _leave(folder: Path, users: int) -> None:
+def _leave(folder: Path, user: Path, own: ExitStack) -> None:
     """Sign off; errors of the file system do not hide what the work has ended with."""
     claims = folder / CLAIMS
-    with contextlib.suppress(OSError), file_lock(claims / "lock"):
-        fcntl.flock(users, fcntl.LOCK_UN)
-        if _locked(users, fcntl.LOCK_EX):
+    with contextlib.suppress(OSError), file_lock(claims / _DOOR):
+        own.close()
+        _remove(claims, user.name)
+        if not any(_taken(other) for other in _users(claims)):
             for path in folder.iterdir():
                 if _TORN.fullmatch(path.name):
                     path.unlink(missing_ok=True)
-            shutil.rmtree(claims, ignore_errors=True)
-    os.close(users)
+            _remove(claims, "")
+            # Whoever waits at the door finds it removed and goes to a new one: so it is the last. Numbered files, which
+            # take its place where there are no locks, must stay, since their numbers may never be used again.
+            (claims / _DOOR).unlink()
+    with contextlib.suppress(OSError):
+        own.close()
+    with contextlib.suppress(OSError):  # it is not empty where others work, or have just come
+        claims.rmdir()
 
 
-def _locked(handle: int, kind: int) -> bool:
-    """Take or change the lock on an open file; False if others have it. True as well where there are no locks."""
+def _others(claims: Path, user: Path) -> bool:
+    """Whether others work here; what is left of those who were killed is removed."""
+    for other in _users(claims):
+        if other != user:
+            if held(other):
+                return True
+            _remove(claims, other.name)
+    return False
+
+
+def _users(claims: Path) -> list[Path]:
+    """The locks of those who work here, or were killed."""
+    found = [re.fullmatch(rf"({_USER}[0-9a-f]{{16}})(\.\d+)?", path.name) for path in claims.iterdir()]
+    return [claims / name for name in sorted({match[1] for match in found if match})]
+
+
+def _remove(claims: Path, beginning: str) -> None:
+    """Remove the locks whose names begin so, but not that of the door."""
+    for path in claims.iterdir():
+        if path.name.startswith(beginning) and not re.fullmatch(_DOOR + r"(\.\d+)?", path.name):
+            path.unlink(missing_ok=True)
+
+
+def _taken(path: Path) -> bool:
     try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        with file_lock(path, patience=0):
             return False
-        if error.errno not in UNSUPPORTED:
-            raise
-    return True
+    except LockTakenError:
+        return True

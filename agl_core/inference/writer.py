@@ -1,6 +1,7 @@
 """Predictions on disk: the challenge's files, and what is wanted beside them."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,13 +15,14 @@ from agl_core.data.tiles import UNKNOWN, write_agl, write_vflow
 from agl_core.errors import UserError
 from agl_core.files import write_json
 from agl_core.geometry import Pose
-from agl_core.inference.folder import ABOUT, AGL, FORMAT, VFLOW, read_about
+from agl_core.inference.folder import ABOUT, AGL, FORMAT, VFLOW, read_about, recorded_images
 from agl_core.inference.predictor import Prediction
 from agl_core.inference.rasters import StripFile, read_small, write_heights, write_png
 from agl_core.inference.source import RasterSource
 from agl_core.reporting.look import look
 
 SPREAD, LOOK = "_SPREAD.tif", "_LOOK.png"
+_ALL = (VFLOW, AGL, SPREAD, LOOK)  # in the order in which they are removed
 _LOOK_SIDE = 1024  # most pixels of a quick look's panel
 
 __all__ = ["ABOUT", "AGL", "FORMAT", "LOOK", "SPREAD", "VFLOW", "PredictionWriter", "SceneFiles"]
@@ -60,14 +62,17 @@ class PredictionWriter:
         cleared, and about.json says from now on that they are made of these.
 
         by: what predicts, for people; settings: JSON values on which all predictions depend; sources: by id, those on
-        which this one depends; of a "rgb" in them only the name counts, not the folder. A folder without about.json,
-        or with one of other settings, keeps nothing. alone: whether no other process predicts into the folder; if one
+        which this one depends; of a "rgb" in them only the name counts, not the folder. A folder with an about.json of
+        other settings keeps nothing, of no image. alone: whether no other process predicts into the folder; if one
         does, what it makes must be what this one would. memory: bytes that windows are chosen for, where they are
         chosen; what began the folder counts, and `self.memory` has that afterwards.
 
         Raises:
-            UserError: it is not, and another process would have to stop first.
+            UserError: it is not, and another process would have to stop first; or there are files in the way that are
+                not of predictions that about.json knows: they may be the truth.
         """
+        recorded = recorded_images(self.folder)
+        self._refuse_strangers(sources, recorded)
         wanted = json.loads(json.dumps({"settings": settings, "images": sources}))
         before = read_about(self.folder)
         agreed = before.get("settings") == wanted["settings"]
@@ -84,6 +89,8 @@ class PredictionWriter:
                 "with --out"
             )
         same = {image for image in wanted["images"] if image in known} - set(others)
+        if not agreed:
+            self._remove((recorded or set()).difference(wanted["images"]))
         # What is the same but not finished may just be in the making, by another process: that one takes care of it.
         self.clear(image for image in wanted["images"] if image not in same)
         images = {**known, **wanted["images"]}
@@ -94,6 +101,23 @@ class PredictionWriter:
         if about != before:
             write_json(self.folder / ABOUT, about)
         return {image for image in same if self.finished(image)}
+
+    def _refuse_strangers(self, ids: Iterable[str], recorded: set[str] | None) -> None:
+        """Raise UserError if a file of an image that is not `recorded` would be replaced; None: nobody knows which."""
+        if recorded is None:
+            return
+        files = (self.path(image, kind) for image in ids if image not in recorded for kind in _ALL)
+        if path := next((path for path in files if os.path.lexists(path)), None):
+            raise UserError(
+                f"{path} is there already, and no {ABOUT} beside it lists it as a prediction: choose another folder "
+                "with --out, so that it is not lost"
+            )
+
+    def _remove(self, ids: Iterable[str]) -> None:
+        """Remove what was made with other settings, and would pass for a prediction of these."""
+        for image in ids:
+            for kind in _ALL if Path(image).name == image else ():
+                self.path(image, kind).unlink(missing_ok=True)
 
     def finished(self, image: str) -> bool:
         """Whether all files of an image are there."""

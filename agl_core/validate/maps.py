@@ -31,6 +31,10 @@ def _check_predict(config: PredictConfig) -> None:
         raise UserError("both data and images are given: give --data for a data set or --images for single images")
     if not (config.data or config.images):
         raise UserError("nothing to predict: give the folder of a data set with --data, or images with --images")
+    if config.images and config.split != PredictConfig().split:
+        raise UserError(
+            f"split is {config.split!r}, but --images are of no data set: leave --split out, or give --data"
+        )
     if config.data and (config.city or config.gsd is not None):
         key = "city" if config.city else "gsd"
         raise UserError(f"{key} is given, but the data set tells its own in metadata.csv: leave --{key} out")

@@ -395,6 +395,41 @@ def test_a_lock_that_is_held_for_very_long_is_abandoned(numbered: Path, monkeypa
         assert numbered.with_name(f"{LOCK}.8").exists()
 
 
+def test_a_lock_is_watched_from_call_to_call(numbered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, now = numbered.with_name(f"{LOCK}.7"), 0.0
+    file.write_text("token\n1\nanother machine")
+    monkeypatch.setattr(lock_module.time, "monotonic", lambda: now)
+
+    def taken() -> bool:
+        try:
+            with file_lock(numbered, patience=0.0):
+                return False
+        except LockTakenError:
+            return True
+
+    assert taken()
+    now += lock_module.ABANDONED - 1
+    assert taken()
+    file.write_text("token\n1\nanother machine\n2")  # a sign of life
+    now += lock_module.ABANDONED - 1
+    assert taken()
+    now += lock_module.ABANDONED - 1
+    assert taken()
+    now += 2
+    assert not taken()
+
+
+def test_a_holder_gives_signs_of_life_until_it_is_done(numbered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "BEAT", 0.001)
+    with file_lock(numbered):
+        (file,) = numbered.parent.glob(f"{LOCK}.*")
+        begun = file.read_text()
+        while (said := file.read_text()) == begun:
+            pass
+        assert said.startswith(f"{begun}\n")
+    assert file.read_text() == lock_module.FREE
+
+
 def test_only_one_breaks_an_abandoned_lock(numbered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbered.with_name(f"{LOCK}.7").write_text("token\n1\nanother machine")
     monkeypatch.setattr(lock_module, "ABANDONED", -1.0)

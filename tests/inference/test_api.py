@@ -95,6 +95,13 @@ def test_keywords_are_those_of_the_verb(folder):
     np.testing.assert_allclose(mirrored.agl[::-1], straight.agl, atol=0.011)
 
 
+def test_members_of_different_test_time_augmentation_each_have_their_own(tmp_path):
+    for name, tta in (("flips", "flips"), ("plain", "none")):
+        write_weights(tmp_path / f"{name}.safetensors", 0, tta=tta)
+    model = load_model([tmp_path / "flips.safetensors", tmp_path / "plain.safetensors"])
+    assert [len(network.views) for network in model.predictor.networks] == [4, 1]
+
+
 def test_the_only_city_need_not_be_told(tmp_path):
     write_weights(tmp_path / "one.safetensors", 0, cities=["ARG"])
     model = load_model(tmp_path / "one.safetensors")
@@ -122,6 +129,8 @@ def test_what_cannot_predict_is_refused_in_one_sentence(folder, tmp_path):
         (lambda: load_model(tmp_path / "torn.safetensors"), "not a readable safetensors file"),
         (lambda: load_model(folder / "runs" / "first", "last"), "has no weights 'last' yet"),
         (lambda: load_model(folder / "runs" / "first", tta="d5"), "tta"),
+        (lambda: load_model(folder / "runs" / "first", max_agl={"ARGG": 1}), "max_agl.ARGG is given, but neither"),
+        (lambda: load_model(folder / "runs" / "first", height_factor={"XYZ": 9}), "height_factor.XYZ is given"),
         (lambda: load_model(folder / "runs" / "first", member_weights=(1, 2)), "2 but there is 1 member"),
         (
             lambda: load_model([folder / "runs" / "first", tmp_path / "other.safetensors"]),

@@ -25,6 +25,8 @@ from agl_core.inference import ensemble as ensemble_module
 from agl_core.inference.ensemble import Joining, average, ensemble
 from agl_core.inference.predictor import Prediction
 from agl_core.inference.rasters import write_heights
+from agl_core.inference.sharing import joined
+from tests.data.test_georeference import points
 
 IDS = ["A_a", "A_b", "B_c"]
 
@@ -298,11 +300,15 @@ def test_what_no_member_knows_stays_unknown(config: EnsembleConfig, tmp_path: Pa
 
 def test_a_georeference_goes_from_the_members_to_the_average(config: EnsembleConfig, tmp_path: Path) -> None:
     members = [Path(member) for member in config.members.split(",")]
-    place = Georeference(CRS.from_epsg(32617), Affine(0.5, 0, 440000, 0, -0.5, 3355000))
-    for member in members:
-        write_heights(member / "A_a_AGL.tif", read_agl(member / "A_a_AGL.tif", "cm"), "cm", place)
-    ensemble(config)
-    assert read_georeference(tmp_path / "out" / "A_a_AGL.tif").profile() == place.profile()
+    utm = CRS.from_epsg(32617)
+    for place in (
+        Georeference(utm, gcps=points()),
+        Georeference(utm, Affine(0.5, 0, 440000, 0, -0.5, 3355000)),
+    ):
+        for member in members:
+            write_heights(member / "A_a_AGL.tif", read_agl(member / "A_a_AGL.tif", "cm"), "cm", place)
+        ensemble(config)
+        assert read_georeference(tmp_path / "out" / "A_a_AGL.tif") == place
     write_heights(members[1] / "A_a_AGL.tif", read_agl(members[1] / "A_a_AGL.tif", "cm"), "cm", place.moved(1, 0))
     with pytest.raises(UserError, match=r"A_a_AGL.tif do not lie in the same place.*one with that in .*two"):
         ensemble(config)
@@ -384,3 +390,37 @@ def test_the_same_members_in_another_order_keep_what_is_there(
     monkeypatch.setattr(ensemble_module, "average", lambda *_: pytest.fail("nothing has changed"))
     config.members = ",".join(reversed(config.members.split(",")))
     assert ensemble(config) == 3
+
+
+def test_a_folder_that_others_write_to_is_refused_and_torn_files_are_removed(config: EnsembleConfig) -> None:
+    ensemble(config)
+    before = content(config.out)
+    (Path(config.out) / ".A_a_AGL.0123abcd.part.tif").write_text("torn")
+    with joined(Path(config.out), bool), pytest.raises(UserError, match=r"written to by another call: .*--out"):
+        ensemble(config)
+    ensemble(config)
+    assert content(config.out) == before
+
+
+def test_nobody_joins_a_folder_that_is_being_averaged_into(
+    config: EnsembleConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(*asked: Any) -> Prediction:
+        with joined(Path(config.out), lambda alone: alone) as (_, alone):
+            seen.append(alone)
+        return average(*asked)
+
+    monkeypatch.setattr(ensemble_module, "average", look)
+    ensemble(config)
+    assert seen == [False] * 3
+
+
+def test_truth_is_not_replaced_by_averages(config: EnsembleConfig, tmp_path: Path) -> None:
+    write_member(tmp_path / "truth", 9)
+    before = content(tmp_path / "truth")
+    config.out = str(tmp_path / "truth")
+    with pytest.raises(UserError, match="is there already"):
+        ensemble(config)
+    assert content(tmp_path / "truth") == before

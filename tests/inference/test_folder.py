@@ -88,7 +88,7 @@ def test_the_georeference_is_that_of_the_heights_or_of_the_image(tmp_path):
         file.write(RGB.transpose(2, 0, 1))
     for image in read_folder(tmp_path):
         assert image.georeference() == place
-        assert image.gsd == pytest.approx(0.3)
+        assert image.gsd == pytest.approx(0.3, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,14 @@ def test_what_is_wrong_is_one_sentence(tmp_path, spoil, words):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("recorded", [{"rgb": 300 * "a"}, {"gsd": "big"}, {"gsd": True}, {"gsd": -1}, {"city": 3}])
+def test_what_cannot_be_of_an_about_json_tells_nothing(tmp_path, recorded):
+    write(tmp_path)
+    write_about(tmp_path, {"A_1": recorded}, "cm")
+    (image,) = read_folder(tmp_path)
+    assert (image.rgb, image.city, image.gsd) == (None, None, None)
+
+
 def write_rgb_heights(folder):
     write_rgb(folder / "A_1_AGL.tif", RGB)
 
@@ -126,3 +134,11 @@ def test_all_poses_that_are_missing_are_named(tmp_path):
         (tmp_path / f"{image}_AGL.tif").unlink()
     with pytest.raises(UserError, match="is not a folder: give that of the RGB images"):
         read_folder(tmp_path, images=str(tmp_path / "none"))
+
+
+def test_predictions_that_about_json_does_not_list_are_named(tmp_path):
+    write(tmp_path), write(tmp_path, "A_2"), write(tmp_path, "A_3")
+    write_about(tmp_path, {"A_2": {}}, "cm")
+    with pytest.raises(UserError, match=r"has A_1_AGL.tif, A_3_AGL.tif, which its about.json does not list") as refused:
+        read_folder(tmp_path)
+    assert "\n" not in str(refused.value)

@@ -120,7 +120,7 @@ def test_the_gsd_is_that_of_the_list_then_of_the_georeference_then_of_the_option
     (tmp_path / "list.csv").write_text("path,gsd\na.tif,\nb.tif,\nc.tif,0.75\n")
     config = PredictConfig(images=str(tmp_path / "list.csv"), gsd=0.5, city="A")
     found, notes = single_jobs(config, ["A", "B"])
-    assert {job.id: job.gsd for job in found} == {"a": pytest.approx(0.25), "b": 0.5, "c": 0.75}
+    assert {job.id: job.gsd for job in found} == {"a": pytest.approx(0.25, rel=1e-3), "b": 0.5, "c": 0.75}
     assert len(notes) == 1
     assert "a and 1 more images: gsd is 0.25 m by its georeference" in notes[0]
 
@@ -153,6 +153,10 @@ BAD = {
         lambda folder: (folder / "x.tif").write_bytes(b"broken") and folder / "x.tif", {}, "cannot be read as an image",
     ),
     "nothing there": (lambda folder: folder / "x.tif", {}, r"x\.tif does not exist"),
+    "a name that is too long": (lambda folder: folder / (300 * "x"), {}, "does not exist: give an image, a folder"),
+    "a long name in a list": (a_list("l.txt", 5000 * "a"), {}, "a{99} does not exist"),
+    "nobody's home": (lambda folder: "~nobody9/x.tif", {}, "~nobody9/x.tif does not exist"),
+    "nobody's home in a list": (a_list("l.txt", "~nobody9/x.tif"), {}, "~nobody9/x.tif does not exist"),
     "no such folder": (lambda folder: folder / "x", {}, "does not exist: give an image, a folder"),
     "empty folder": (lambda folder: folder, {}, "has no images"),
     "empty pattern": (lambda folder: folder / "*.tif", {}, "no file is called"),

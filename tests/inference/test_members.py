@@ -12,7 +12,7 @@ from agl_core.errors import UserError
 from agl_core.inference.members import (
     Member,
     check_cities,
-    common_tta,
+    common_cities,
     find_members,
     load_members,
     max_agl,
@@ -89,6 +89,10 @@ def test_a_comma_in_the_name_of_a_file_that_exists_is_no_list(runs, tmp_path):
         ("a-fold0,,a-fold1", "best", "", "run is 'a-fold0,,a-fold1'.*one comma"),
         ("a-fold0,a-fold0", "best", "", r"finetune/best.safetensors is given twice"),
         ("a-fold0", "best,finetune/best", "", "is given twice"),
+        ("", 40 * "a-fold0/weights/best,", "", "with one comma between"),
+        ("", ",".join(40 * ["a-fold0.safetensors"]), "", "a-fold0.safetensors do not exist"),
+        ("", f"{5000 * 'a'}.safetensors,b.safetensors", "", "do not exist"),
+        (5000 * "a", "best", "", "no run 'aaa"),
         ("", "gone.safetensors", "", "gone.safetensors do not exist"),
         ("a-fold0,a-fold1", "best", "2", "member_weights is '2', 1 number, but there are 2 members"),
         ("a-fold0", "best", "2,1", "member_weights is '2,1', 2 numbers, but there is 1 member"),
@@ -139,13 +143,14 @@ def test_the_member_that_does_not_know_a_city_is_named(runs):
     check_cities(members[:1], [PointwiseNet(use_city=False)], ["C"])
 
 
-def test_what_the_members_were_trained_with_counts(runs):
-    members = find_members(runs, "a-fold0,a-fold1")
-    d4, none = {"config": {"tta": "d4"}}, {}
-    assert common_tta(members, [d4, d4]) == "d4"
-    assert common_tta(members, [none, none]) == "none"
-    with pytest.raises(UserError, match=r"d4 \(a-fold0.*none \(a-fold1.*--tta"):
-        common_tta(members, [d4, none])
+def test_the_cities_in_common_are_those_of_the_members_that_look_at_the_city():
+    models = [PointwiseNet(cities=("B", "A")), PointwiseNet(cities=("A", "C")), PointwiseNet(use_city=False)]
+    assert common_cities(models) == ["A"]
+    assert common_cities([models[0], PointwiseNet(cities=("C",))]) == []
+    assert common_cities(models[2:]) is None
+
+
+def test_what_the_members_were_trained_with_counts():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     half = {"config": {"precision": "float16"}}
     assert [trained_precision(half, cpu), trained_precision(half, gpu)] == ["auto", "float16"]

@@ -146,6 +146,24 @@ def test_one_that_goes_on_elsewhere_chooses_the_windows_of_who_began(monkeypatch
     assert smaller.window_of(1024, 1024) == 384
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "spread", "window"),
+    [
+        (40000, 40000, False, 2048),
+        (40000, 80000, False, 1536),
+        (80000, 40000, False, 2048),
+        (40000, 80000, True, 768),
+        (1000, 100000, False, 2048),
+        (40000, 9_000_000, False, 256),
+    ],
+)
+def test_rows_of_windows_of_a_wide_image_stay_small(monkeypatch, height, width, spread, window):
+    machine_of(monkeypatch, 64000)
+    networks = [Greedy(taken=200), Greedy(taken=200)]
+    assert Predictor(networks, HIGH, None, spread=spread).window_of(height, width) == window
+    assert Predictor(networks, HIGH, 2048, spread=spread).window_of(height, width) == 2048
+
+
 def test_magnified_views_take_more(monkeypatch):
     machine_of(monkeypatch, 900)
     assert Predictor(Greedy(taken=200), HIGH, None, tta="d4").window_of(1024, 1024) == 0

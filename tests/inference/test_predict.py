@@ -195,6 +195,29 @@ def test_the_test_time_augmentation_is_that_of_the_training_run_unless_another_i
     assert trained_tta({}) == "none"  # of a file without its configuration
 
 
+def test_each_member_has_the_test_time_augmentation_of_its_own_training(config, monkeypatch):
+    models = [PointwiseNet(), PointwiseNet()]
+    metadata = [{"config": {"tta": "flips"}}, {"config": {"tta": "none"}}]
+    monkeypatch.setattr(predict_module, "load_members", lambda members: (models, metadata))
+    config.weights = "pretrain/best,pretrain/last"
+    predict(config)
+    assert [len(model.seen) for model in models] == [4 * len(IDS), len(IDS)]
+    assert json.loads((Path(config.out) / "about.json").read_text())["settings"]["tta"] == ["flips", "none"]
+
+
+@pytest.mark.parametrize("key", ["max_agl", "height_factor"])
+def test_keys_for_a_city_of_neither_weights_nor_images_are_refused(config, load, key):
+    load(PointwiseNet(cities=("A", "B", "C")))
+    setattr(config, key, {"A": 1.0, "C": 1.0, "default": 1.0})
+    predict(config)
+    setattr(config, key, {"A": 1.0, "AA": 1.0})
+    with pytest.raises(UserError, match=rf"^{key}.AA is given, but .* no?.*city 'AA': give it for one of A, B, C, or"):
+        predict(config)
+    load(PointwiseNet(cities=("X",), use_city=False), {"config": {"max_agl": {"default": 9.0, "OLD": 9.0}}})
+    setattr(config, key, {"B": 1.0, "X": 1.0})  # a city of the images, and one of the weights
+    predict(config)
+
+
 def test_predictions_of_another_test_time_augmentation_are_not_kept(config, load):
     model = PointwiseNet()
     load(model)
@@ -235,6 +258,17 @@ def test_an_image_that_cannot_be_read_is_named_and_its_earlier_prediction_is_voi
     assert "A_c_VFLOW.json" not in names
     with pytest.raises(UserError, match=r"A_c_VFLOW.json does not exist"):
         evaluate(EvaluateConfig(predictions=config.out, truth=str(tmp_path / "data" / "test_truth")))
+
+
+def test_all_images_that_cannot_be_read_are_named_when_the_others_are_predicted(config, load, tmp_path):
+    load(PointwiseNet())
+    for name in ("A_a", "A_c"):
+        (tmp_path / "data" / "test" / f"{name}_RGB.tif").write_bytes(b"broken")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"(?s)2 images cannot be predicted.*A_a_RGB.tif.*A_c_RGB.tif"):
+            predict(config)
+        done = {name.removesuffix("_VFLOW.json") for name in written(config) if name.endswith("_VFLOW.json")}
+        assert done == set(IDS) - {"A_a", "A_c"}
 
 
 def test_an_answer_that_is_not_a_number_names_the_image(config, load, tmp_path):
@@ -406,7 +440,6 @@ OTHERS = {
     "window": lambda config: replace(config, window=64, overlap=32),
     "precision": lambda config: replace(config, precision="bfloat16"),
     "gsd": other_gsd,
-    "about.json is gone": lambda config: (Path(config.out) / "about.json").unlink() or config,
     "about.json is torn": lambda config: (Path(config.out) / "about.json").write_text("{") and config,
 }
 
@@ -419,6 +452,25 @@ def test_predictions_made_in_another_way_are_all_made_again(config, load, change
     predict(OTHERS[change](config))
     assert {round(gsd[0], 3) for *_, gsd in model.seen} == {0.4 if change == "gsd" else 0.5}
     assert len(model.seen) == (6 if change == "window" else 3)
+
+
+def test_predictions_whose_about_json_is_gone_are_not_replaced(config, load):
+    interrupted(config, load)
+    (Path(config.out) / "about.json").unlink()
+    before = content(config)
+    with pytest.raises(UserError, match="is there already"):
+        predict(config)
+    assert content(config) == before
+
+
+def test_the_truth_is_not_replaced_by_predictions(config, load, tmp_path):
+    load(PointwiseNet())
+    truth = Path(config.data) / "test_truth"
+    before = {path.name: path.read_bytes() for path in truth.iterdir()}
+    with pytest.raises(UserError, match=r"test_truth/A_\w_\w+.\w+ is there already, .* --out") as refused:
+        predict(replace(config, out=str(truth)))
+    assert "\n" not in str(refused.value)
+    assert {path.name: path.read_bytes() for path in truth.iterdir()} == before
 
 
 def test_only_an_image_that_has_changed_is_predicted_again(config, load):
@@ -589,7 +641,7 @@ def test_a_large_image_is_predicted_on_its_own_and_like_the_others(config, load,
     load(PointwiseNet())
     predict(config)
     before = content(config)
-    (Path(config.out) / "about.json").unlink()
+    config.out = f"{config.out}-large"
     monkeypatch.setattr(pipeline, "LARGE", 41 * 70)
     predict(config)
     assert content(config) == before
@@ -647,7 +699,9 @@ def test_a_gsd_that_does_not_count_is_remarked(config, load, tmp_path, rgb, caps
     load(PointwiseNet())
     path = write_image(tmp_path / "x.tif", rgb, PLACES["map"])
     predict(single(config, path, city="A", gsd=0.8))
-    assert "x: gsd is 0.5 m by its georeference, which counts before --gsd 0.8" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "x: gsd is 0.5" in told
+    assert "m by its georeference, which counts before --gsd 0.8" in told
 
 
 @pytest.mark.parametrize(

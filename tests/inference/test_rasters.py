@@ -1,17 +1,22 @@
 """Heights as files: where they lie, what is unknown, and how they were cut into strips."""
 
 import os
+import resource
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 
 from agl_core.data.georeference import Georeference, read_georeference
 from agl_core.data.tiles import read_agl
 from agl_core.errors import UserError
+from agl_core.inference import rasters
 from agl_core.inference.rasters import StripFile, read_small, write_heights
+from agl_core.inference.source import open_image
 from tests.data.test_georeference import points, rpcs
 
 UTM = CRS.from_epsg(32617)
@@ -117,6 +122,69 @@ def test_a_file_that_is_not_what_was_written_is_refused(tmp_path):
         with pytest.raises(UserError, match=r"a\.tif is not as it was written: .*room"):
             file.finish()
     assert os.listdir(tmp_path) == []
+
+
+@contextmanager
+def room_for(count):
+    """No file of this process may have more bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def an_image(folder):
+    with rasterio.open(folder / "big.tif", "w", driver="GTiff", height=8, width=8, count=3, dtype="uint8") as file:
+        file.write(np.zeros((3, 8, 8), np.uint8))
+    return folder / "big.tif"
+
+
+def write_while_reading(folder, agl_cm, format):
+    """As scenes are written: the image that they are predicted from is open."""
+    with rasterio.open(folder / "big.tif", "w", driver="GTiff", height=8, width=8, count=3, dtype="uint8") as file:
+        file.write(np.zeros((3, 8, 8), np.uint8))
+    (folder / "out").mkdir()
+    with open_image(folder / "big.tif"):
+        write_strips(folder / "out" / "a.tif", agl_cm, "cm", PLACES["map"], format, 512)
+
+
+ROOM = r"out/a\.tif .*make sure that the disk has room, or choose another folder"
+
+
+@pytest.mark.parametrize("format", ["tif", "cog"])
+@pytest.mark.parametrize("room", [1, 100_000, 400_000, 1_500_000])
+def test_a_full_disk_is_not_the_fault_of_the_image_that_is_read(tmp_path, monkeypatch, format, room):
+    noise = np.random.default_rng(0).integers(0, 65535, (1024, 1024)).astype(np.uint16)
+    written = write_strips
+
+    def limited(*arguments):
+        with room_for(room):
+            written(*arguments)
+
+    monkeypatch.setitem(globals(), "write_strips", limited)
+    with pytest.raises(UserError, match=ROOM):
+        write_while_reading(tmp_path, noise, format)
+    assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    "error", [rasterio.errors.RasterioIOError("Write failed."), CPLE_BaseError(1, 1, "Write failed.")], ids=type
+)
+@pytest.mark.parametrize("where", ["write", "copy"])
+def test_whatever_gdal_says_when_it_cannot_write_the_file_is_named(tmp_path, monkeypatch, where, error):
+    def refuse(*_, **__):
+        raise error
+
+    if where == "copy":
+        monkeypatch.setattr(rasterio.shutil, "copy", refuse)
+    else:
+        monkeypatch.setattr(rasters, "Window", refuse)
+    with pytest.raises(UserError, match=ROOM) as refusal:
+        write_while_reading(tmp_path, heights(100, 50), "tif")
+    assert "Write failed." in str(refusal.value)
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_a_small_copy_keeps_what_is_unknown(tmp_path):

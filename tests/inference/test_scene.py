@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from agl_core.config import ModelConfig
+from agl_core.inference import scene
 from agl_core.inference.predictor import Predictor
 from agl_core.inference.scene import Box, Grid, read_ahead
 from agl_core.model.network import GeoposeNet
@@ -89,6 +90,22 @@ def test_memory_does_not_grow_with_the_height_of_the_image():
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_high_strips_are_given_away_in_pieces(monkeypatch):
+    source, pieces = Logged(photo(300, 128)), []
+    for most in (scene._PIECE, 128 * 10):
+        monkeypatch.setattr(scene, "_PIECE", most)
+        sink = Kept(source)
+        predictor = Predictor([PointwiseNet(), HeavySideNet(0.3)], HIGH, 128, 32, spread=True)
+        predictor.predict_scene(source, "A", 0.5, sink)
+        assert [top for top, *_ in sink.strips[1:]] == list(
+            np.cumsum([len(strip) for _, strip, *_ in sink.strips])[:-1]
+        )
+        pieces.append(sink.strips)
+    assert max(len(strip) for _, strip, *_ in pieces[1]) == 10 < max(len(strip) for _, strip, *_ in pieces[0])
+    for part in (1, 2):
+        np.testing.assert_array_equal(*(np.concatenate([piece[part] for piece in each]) for each in pieces))
 
 
 class NoLog:

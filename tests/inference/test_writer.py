@@ -133,6 +133,37 @@ def test_only_what_is_made_of_the_same_is_kept(tmp_path):
     assert json.loads((tmp_path / ABOUT).read_text())["images"] == {"a": 1}
 
 
+@pytest.mark.parametrize("kind", ["AGL.tif", "VFLOW.json", "SPREAD.tif", "LOOK.png"])
+@pytest.mark.parametrize("about", [None, {}, {"format": "geopose-rectified-1", "images": {"a": 1}}, {"images": ["a"]}])
+def test_what_is_no_prediction_of_this_folder_is_not_replaced(tmp_path, kind, about):
+    (tmp_path / f"a_{kind}").write_text("truth")
+    if about is not None:
+        (tmp_path / ABOUT).write_text(json.dumps(about))
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(UserError, match=rf"a_{kind} is there already, .*--out"):
+        keep(tmp_path, b=1, a=1)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / f"a_{kind}").read_text() == "truth"
+
+
+def test_truth_beside_predictions_of_other_images_is_not_replaced(tmp_path):
+    write_agl(tmp_path / "a_AGL.tif", PREDICTION.agl_cm, "cm")
+    keep(tmp_path, b=1)
+    with pytest.raises(UserError, match=r"a_AGL.tif is there already"):
+        keep(tmp_path, settings=2, a=1)
+
+
+def test_no_prediction_of_other_settings_stays(tmp_path):
+    keep(tmp_path, a=1, b=1)
+    for image in ("a", "b"):
+        PredictionWriter(tmp_path, "cm", spread=True).write(image, SPREAD)
+    write_agl(tmp_path / "c_AGL.tif", PREDICTION.agl_cm, "cm")
+    keep(tmp_path, settings=2, b=1)
+    assert sorted(os.listdir(tmp_path)) == ["about.json", "b_AGL.tif", "b_SPREAD.tif", "c_AGL.tif"]
+    keep(tmp_path, settings=1, a=1)
+    assert sorted(os.listdir(tmp_path)) == ["about.json", "c_AGL.tif"]
+
+
 def test_images_that_were_moved_are_the_same_and_others_are_not(tmp_path):
     here, there, other = ({"rgb": rgb, "size": 5} for rgb in ("/x/a.tif", "/y/a.tif", "/x/b.tif"))
     keep(tmp_path, a=here)

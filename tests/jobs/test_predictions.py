@@ -262,7 +262,13 @@ def spoil(place: Path, what: str) -> dict[str, Any]:
             file.write("C_x,A_x_RGB.tif\n")
     elif what == "an image":
         (place / "data" / "test" / "A_y_RGB.tif").unlink()
+    elif what == "a key":
+        content = (place / "w.safetensors").read_bytes()
+        (place / "w.safetensors").write_bytes(content.replace(b"use_gsd", b"use_sun"))
     return {
+        "one view": {"uncertainty": True, "tta": "none"},
+        "one view as trained": {"uncertainty": True},
+        "a table": {"height_factor": {"C": 2.0}},
         "weights": {"weights": "v.safetensors"},
         "no weights": {"weights": "data/metadata.csv", "run": "q"},
         "no images": {"data": "", "images": "nothing/*.tif"},
@@ -286,6 +292,10 @@ def spoil(place: Path, what: str) -> dict[str, Any]:
         ("a run", "the job's folder .*/runs/r is that of a run: choose another --job"),
         ("something", "runs/r exists but is no job's folder"),
         ("calibration", "metadata.csv cannot be read as JSON"),
+        ("one view", "sees an image once has no spread"),
+        ("one view as trained", "sees an image once has no spread"),
+        ("a table", "neither the weights nor the images have a city 'C'"),
+        ("a key", "w.safetensors are of a network that this version does not know"),
     ],
 )
 def test_what_can_be_known_to_be_wrong_is_refused_before_anything_is_written_or_submitted(
@@ -426,3 +436,12 @@ def test_a_job_of_two_ranks_of_which_one_is_killed_is_begun_again_in_its_place(
     assert slurm.environment(1)["AGL_GPUS"] == "2"
     ends = [(entry["end"], entry["deed"]) for entry in History(job.history).entries() if entry["kind"] == "end"]
     assert ends == [("crashed", "again"), ("done", "done")]
+
+
+def test_long_lists_of_weights_and_unknown_homes_are_settled_too(tmp_path: Path) -> None:
+    names = [f"{number}-{100 * 'a'}.safetensors" for number in range(50)]
+    config = PredictConfig(weights=",".join(names), images="~nobody9/x.tif", out=str(tmp_path), cluster=300 * "c")
+    settled = predictions.settled(config, Run(tmp_path / "job"))
+    assert settled.weights.split(",") == [str(Path(name).absolute()) for name in names]
+    assert settled.images == str(Path("~nobody9/x.tif").absolute())
+    assert settled.cluster == config.cluster

@@ -84,7 +84,7 @@ def test_each_stage_of_a_recipe_ends_with_the_same_bits_though_interrupted_and_i
     for image in images:
         assert (run.predictions / f"{image}_AGL.tif").is_file()
         assert (run.predictions / f"{image}_VFLOW.json").is_file()
-    assert read_json(run.predictions / ABOUT)["settings"].get("tta", "none") == config.tta
+    assert read_json(run.predictions / ABOUT)["settings"]["tta"] == [config.tta]
 
 
 @pytest.mark.parametrize("name", NAMES)
