@@ -1,5 +1,7 @@
 """Weights to hand on: the file, its configuration, its score, and a card that says what it is and how to use it."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -72,7 +74,8 @@ may.
 
 def export_weights(config: ExportConfig) -> list[Path]:
     """Write the weights of a run, or a weights file, with config.yaml, README.md and, if there is a score, score.json
-    to `config.out`; returns the files. Each appears whole or not at all, the card last.
+    to `config.out`; returns the files. Neither the weights' header nor config.yaml says where something was on the
+    machine that trained. Each file appears whole or not at all, the card last.
 
     Raises:
         UserError: no such run or weights, weights that cannot be used, or a folder that cannot be written to.
@@ -84,12 +87,14 @@ def export_weights(config: ExportConfig) -> list[Path]:
     for name in (CARD, SCORE):  # of other weights, perhaps
         (folder / name).unlink(missing_ok=True)
     with whole_file(folder / WEIGHTS) as aside:
-        shutil.copyfile(origin.path, aside)
+        _write_weights(origin, aside)
     write_text(folder / CONFIG, yaml.safe_dump(_shared(origin.config), sort_keys=False, allow_unicode=True))
     if scores := {name: score for name, score in _scores(origin) if score is not None}:
         write_json(folder / SCORE, scores)
         written.append(folder / SCORE)
-    write_text(folder / CARD, card(origin))
+    with (folder / WEIGHTS).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write_text(folder / CARD, card(origin, digest))
     for remark in origin.remarks:
         print(remark)
     print(f"weights of {origin.name} with their card -> {config.out}")
@@ -106,8 +111,24 @@ def _check_own(folder: Path) -> None:
         raise UserError(f"{foreign[0]} is not of exported weights and would be lost: choose another folder with --out")
 
 
-def card(origin: Origin) -> str:
-    """The text of README.md."""
+def _write_weights(origin: Origin, path: Path) -> None:
+    """Copy the weights, their tensors byte by byte, with the configuration in their header as it is handed on.
+
+    A safetensors file is the length of its header, 8 bytes, the header, JSON, and the tensors. Its keys are written in
+    one order, which safetensors' own writer leaves to chance, so that the same weights make the same file.
+    """
+    metadata = {**origin.metadata, "config": _shared(origin.config)} if origin.config else origin.metadata
+    with origin.path.open("rb") as source, path.open("wb") as target:
+        header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
+        about = {**header.pop("__metadata__"), "metadata": json.dumps(metadata)}
+        text = json.dumps({"__metadata__": dict(sorted(about.items())), **header}, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
+        target.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(source, target, 2**24)
+
+
+def card(origin: Origin, digest: str) -> str:
+    """The text of README.md; digest: of the weights as they are handed on."""
     cities = ", ".join(origin.model.cities)
     if origin.model.config.use_city:
         city = f"one of {cities}; as a tensor its position in this list, from 0"
@@ -121,7 +142,7 @@ def card(origin: Origin) -> str:
         f"# {origin.name}: height above ground from one oblique overhead image\n",
         "From one satellite or aerial image, RGB, seen at an angle: the height above ground (AGL) of every pixel, and\n"
         "the image's vector flow, *scale* and *angle*.\n",
-        "\n".join(_network(origin)) + "\n",
+        "\n".join(_network(origin, digest)) + "\n",
         "\n".join(_data(origin)) + "\n",
         "\n".join(_score_tables(origin)) + "\n",
         _CONVENTIONS.format(city=city, clip=clip),
@@ -136,7 +157,7 @@ def card(origin: Origin) -> str:
     return "\n".join(parts)
 
 
-def _network(origin: Origin) -> Iterator[str]:
+def _network(origin: Origin, digest: str) -> Iterator[str]:
     model, config, about = origin.model, origin.model.config, origin.metadata
     conditions = [name for name, used in (("city", config.use_city), ("gsd", config.use_gsd)) if used]
     attention = f", attention {config.attention}" if config.attention != "none" else ""
@@ -148,7 +169,7 @@ def _network(origin: Origin) -> Iterator[str]:
         "cities": ", ".join(model.cities),
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million",
         "weights": _state(about),
-        "sha256": f"`{origin.digest}`",
+        "sha256": f"`{digest}`",
     }
     yield "## Network\n"
     yield "| | |\n|---|---|"

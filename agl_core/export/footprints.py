@@ -24,7 +24,7 @@ from agl_core.data.georeference import Georeference
 from agl_core.data.tiles import HIGHEST_CM, UNKNOWN, agl_size, open_agl
 from agl_core.errors import UserError
 from agl_core.export.lists import told
-from agl_core.export.polygons import Polygons, read_polygons, reproject, write_geojson
+from agl_core.export.polygons import Polygons, finite, placed, read_polygons, write_geojson
 from agl_core.files import writable_folder
 from agl_core.inference.folder import PredictedImage, read_folder
 from agl_core.maps.ground import Canvas, Highest, full_canvas, reach
@@ -90,7 +90,7 @@ def measure(polygons: Polygons, images: Sequence[PredictedImage], places: dict[s
             place = places[image.id]
             assert place.crs is not None
             if place.crs not in shapes:
-                shapes[place.crs] = reproject(_surfaces(polygons), polygons.crs, place.crs)
+                shapes[place.crs] = placed(_surfaces(polygons), polygons.crs, place.crs)
             for number, footprint in _of_image(image, place, shapes[place.crs]):
                 if best[number].seen is None or (footprint.seen or 0) > (best[number].seen or 0):
                     best[number] = footprint
@@ -138,8 +138,8 @@ def _ground(image: PredictedImage, part: Part) -> NDArray[np.uint16]:
 
 
 def _near(bounds: NDArray[np.float64], left: float, top: float, right: float, bottom: float) -> NDArray[np.bool_]:
-    """(N,) which of (N, 4) bounds reach into a rectangle. Nothing has bounds of NaN, and what is in no place infinite
-    ones: neither does."""
+    """(N,) which of (N, 4) bounds reach into a rectangle. Nothing has bounds of NaN, which
+    do not."""
     first_x, first_y, last_x, last_y = bounds.T
     inside = (first_x < right) & (last_x > left) & (first_y < bottom) & (last_y > top)
     result: NDArray[np.bool_] = inside & np.isfinite(bounds).all(axis=1)
@@ -200,9 +200,10 @@ def _area_outside(shape: shapely.Geometry, canvas: Canvas) -> float:
 
 
 def _surfaces(polygons: Polygons) -> NDArray[np.object_]:
-    """(N,) valid polygons, None for features that are none; one whose outline crosses itself is taken apart there."""
+    """(N,) valid polygons, None for features that are none or nowhere; where the outline of one crosses itself, it is
+    taken apart."""
     surfaces = np.full(len(polygons.ids), None, object)
-    for number in np.nonzero(polygons.areas)[0].tolist():
+    for number in np.nonzero(polygons.areas & finite(polygons.geometries))[0].tolist():
         shape = polygons.geometries[number]
         if not shape.is_valid:
             parts = shapely.get_parts(shapely.make_valid(shape))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pyogrio
 import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as reprojected
@@ -26,6 +27,11 @@ WGS84 = CRS.from_epsg(4326)
 _SAME = CRS.from_epsg(4979), CRS.from_string("OGC:CRS84")  # with heights, and as GeoJSON calls it
 _AREAS = [3, 6]  # shapely's types of Polygon and MultiPolygon
 _DIGITS = 9  # of degrees: a tenth of a millimetre
+_NO_PLACE = RasterioError, CPLE_BaseError  # some of GDAL's errors come as they are
+
+
+Move = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Takes (N, 2 or 3) coordinates to others."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,10 @@ def read_polygons(name: str, option: str = "--polygons") -> Polygons:
     """
     file, _, layer = name.partition(LAYER)
     path = Path(file)
-    if not file or not path.exists():
-        raise UserError(f"{file or '(nothing)'} does not exist: give a file of polygons with {option}")
+    if not file:
+        raise UserError(f"no polygons are given: give a file of them with {option}")
+    if not path.exists():
+        raise UserError(f"{file} does not exist: give a file of polygons with {option}")
     try:
         layer = layer or _only_layer(path)
         meta, ids, geometries, columns = pyogrio.raw.read(path, layer=layer, return_fids=True, datetime_as_string=True)
@@ -78,32 +86,55 @@ def read_polygons(name: str, option: str = "--polygons") -> Polygons:
 
 def reproject(geometries: NDArray[np.object_], source: CRS, target: CRS) -> NDArray[np.object_]:
     """The geometries in another coordinate system, heights of their points unchanged; coordinates that the other system
-    does not have become infinite."""
+    does not have become infinite, and so do all of a geometry of which it refuses some."""
     if source == target:
         return geometries
 
     def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        try:
-            x, y = reprojected(source, target, points[:, 0], points[:, 1])[:2]
-        except RasterioError:  # not one of these points has a place in the other system
-            x = y = [math.inf] * len(points)
+        x, y = reprojected(source, target, points[:, 0], points[:, 1])[:2]
         return np.column_stack((x, y, points[:, 2:]))
 
     moved = np.array(geometries, object)
     for has_z in (False, True):
         chosen = shapely.has_z(geometries) == has_z
         if chosen.any():
-            moved[chosen] = shapely.transform(geometries[chosen], move, include_z=has_z)
+            moved[chosen] = _moved(geometries[chosen], move, has_z)
     return moved
+
+
+def placed(geometries: NDArray[np.object_], source: CRS, target: CRS) -> NDArray[np.object_]:
+    """The geometries in another coordinate system; None is what is not wholly in a place there."""
+    shapes = reproject(geometries, source, target)
+    return np.array([shape if there else None for shape, there in zip(shapes, finite(shapes), strict=True)], object)
+
+
+def _moved(shapes: NDArray[np.object_], move: Move, has_z: bool) -> NDArray[np.object_]:
+    """The shapes moved; those that cannot be are found by halving, since one of them stops all that go with it."""
+    try:
+        return np.asarray(shapely.transform(shapes, move, include_z=has_z), object)
+    except _NO_PLACE:
+        if len(shapes) == 1:
+            nowhere = shapely.transform(shapes, lambda points: np.full_like(points, math.inf), include_z=has_z)
+            return np.asarray(nowhere, object)
+    half = len(shapes) // 2
+    return np.concatenate((_moved(shapes[:half], move, has_z), _moved(shapes[half:], move, has_z)))
+
+
+def finite(geometries: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """(N,) of which geometries both coordinates of all points are numbers; those without points are among them."""
+    points, owners = shapely.get_coordinates(geometries, return_index=True)
+    result = np.ones(len(geometries), bool)
+    result[owners[~np.isfinite(points).all(axis=1)]] = False
+    return result
 
 
 def write_geojson(path: Path, polygons: Polygons, further: Sequence[dict[str, Any]]) -> None:
     """Write a GeoJSON file as RFC 7946 wants it, whole or not at all: longitude and latitude of WGS 84, outer rings
-    counter-clockwise.
+    counter-clockwise. A geometry that has no place there is null.
 
     further: properties of each feature that are added to, or take the place of, its own.
     """
-    shapes = reproject(polygons.geometries, polygons.crs, WGS84)
+    shapes = placed(polygons.geometries, polygons.crs, WGS84)
     if polygons.crs != WGS84:
         shapes = np.array([_rounded(shape) for shape in shapes], object)
     shapes = shapely.orient_polygons(shapes, exterior_cw=False)
@@ -166,7 +197,7 @@ def _value(value: Any, kind: str, subkind: str) -> Any:
         return bool(value)
     if subkind == "OFSTJSON":
         try:
-            return json.loads(value)
+            return _json(value)
         except ValueError:
             return value
     if kind in ("OFTInteger", "OFTInteger64"):
@@ -176,3 +207,13 @@ def _value(value: Any, kind: str, subkind: str) -> Any:
     if isinstance(value, np.ndarray | list | tuple):
         return [_value(one, "", "") for one in (value.tolist() if isinstance(value, np.ndarray) else value)]
     return value
+
+
+def _json(text: str) -> Any:
+    """The value of a JSON text, in which what is no number, or larger than one can be, is None."""
+
+    def number(digits: str) -> float | None:
+        value = float(digits)
+        return value if math.isfinite(value) else None
+
+    return json.loads(text, parse_constant=lambda _: None, parse_float=number)

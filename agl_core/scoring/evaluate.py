@@ -1,5 +1,6 @@
 """The official score of predictions on disk, and where it is lost."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from rich.console import Console
 from agl_core.config import EvaluateConfig
 from agl_core.data.tiles import UNITS
 from agl_core.errors import UserError, valid_choice
-from agl_core.files import writable_folder, write_json, write_text
+from agl_core.files import read_json, writable_folder, write_json, write_text
 from agl_core.machine import cores
 from agl_core.reporting.progress import Progress
 from agl_core.scoring.figures import Figures, figures
@@ -31,6 +32,7 @@ from agl_core.scoring.whatif import what_if
 
 _OUTPUTS = ("json", "csv", "markdown", "calibration")
 _WORST = 10
+_ABOUT, _ABOUT_FORMAT = "about.json", "geopose-predictions-2"  # what `agl_core.inference` leaves beside predictions
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,10 @@ def evaluate(config: EvaluateConfig) -> Score:
         UserError: with every problem in one message, when a prediction is missing, cannot be read, has holes, another
             size than the truth or no pose, or an image has no city; nothing is scored or written then.
     """
-    valid_choice("unit", config.unit, list(UNITS))
+    valid_choice("unit", config.unit, ["auto", *UNITS])
     paths = _outputs(config)
     pairs = find_pairs(config)
-    if "calibration" in paths and not pairs.gsds:
-        raise UserError(f"{pairs.truth} has no metadata.csv, which --calibration needs for the gsd: give --metadata")
+    gsds = _gsds(pairs) if "calibration" in paths else {}
     results = judge_all(pairs)
     found = evaluated(results, config.above, pairs.note)
     for option, path in paths.items():
@@ -98,7 +99,8 @@ def evaluate(config: EvaluateConfig) -> Score:
     if "calibration" in paths:
         from agl_core.scoring.calibration import calibrate
 
-        write_json(paths["calibration"], calibrate(results, pairs.gsds))
+        corrections = calibrate(results, gsds)
+        write_json(paths["calibration"], corrections)
     if "csv" in paths:
         write_text(paths["csv"], csv_text(found.images))
     if "markdown" in paths:
@@ -106,7 +108,20 @@ def evaluate(config: EvaluateConfig) -> Score:
     if "json" in paths:
         write_json(paths["json"], found.as_json())
     _print(found.sheets(config.details))
+    if "calibration" in paths:
+        print(_told(corrections, paths["calibration"]))
     return found.score
+
+
+def _told(corrections: dict[str, Any], path: Path) -> str:
+    """What was found to correct, city by city."""
+    lines = [f"corrections -> {path}"]
+    for city, one in corrections["cities"].items():
+        (offset, slope), factor = one["scale_line"], one["height_factor"]
+        told = f"heights x {factor:.4g}, scale * gsd = {offset:.4g} + {slope:.4g} x"
+        none = (factor, offset, slope) == (1.0, 0.0, 1.0)
+        lines.append(f"  {city}: {'nothing, or nothing that is sure' if none else told} ({one['images']} images)")
+    return "\n".join(lines)
 
 
 def judge_all(pairs: Pairs) -> list[ImageResult]:
@@ -160,6 +175,24 @@ def image_values(result: ImageResult, share: float, above: float) -> dict[str, A
         "angle": result.prediction.angle,
         **figures([result], above).as_json(),
     }
+
+
+def _gsds(pairs: Pairs) -> dict[str, float]:
+    """Metres per pixel by image: those of the metadata, or where there is none those that they were predicted with."""
+    if pairs.gsds:
+        return pairs.gsds
+    path = pairs.predictions / _ABOUT
+    about = read_json(path) if path.is_file() else None
+    images = about.get("images") if isinstance(about, dict) and about.get("format") == _ABOUT_FORMAT else None
+    entries = images.items() if isinstance(images, dict) else ()
+    gsds = {image: entry.get("gsd") for image, entry in entries if isinstance(entry, dict)}
+    known = {image: float(gsd) for image, gsd in gsds.items() if isinstance(gsd, int | float) and 0 < gsd < math.inf}
+    if not known:
+        raise UserError(
+            f"neither a metadata.csv of {pairs.truth} nor {path} tells the gsd of the images, which --calibration "
+            "needs: give --metadata"
+        )
+    return known
 
 
 def _outputs(config: EvaluateConfig) -> dict[str, Path]:

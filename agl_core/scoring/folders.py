@@ -1,7 +1,7 @@
 """Predictions and truth on disk: which images there are, where they lie, and what one pass over each pair finds."""
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from agl_core.config import EvaluateConfig
 from agl_core.data.catalog import read_metadata
-from agl_core.data.tiles import OpenAgl, open_agl, read_vflow
+from agl_core.data.tiles import UNITS, OpenAgl, agl_size, open_agl, read_vflow
 from agl_core.errors import UserError
+from agl_core.files import read_json
 from agl_core.geometry import Pose
 from agl_core.scoring.errors import Measured, height_edges, measure, nothing_measured
 from agl_core.scoring.score import ImageResult
 from agl_core.scoring.sums import told_holes, told_sizes
 
 AGL, VFLOW = "_AGL.tif", "_VFLOW.json"
+_ABOUT, _ABOUT_FORMAT = "about.json", "geopose-predictions-2"  # what `agl_core.inference` leaves beside predictions
 _HIGHEST_SCALE = 1e6  # px/m; a view one degree above the horizon at one centimetre per pixel has 6e3
 _STRIP = 2**22  # pixels read at a time, a tile of 2048 x 2048: what a thread holds does not depend on the image's size
 
@@ -27,12 +29,16 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two folders to be compared. ids: the images to score, sorted; gsds: metres per pixel by id, empty where no
-    metadata.csv tells; note: what must be known of the images and their cities."""
+    """Two folders to be compared, and the units of their files.
+
+    ids: the images to score, sorted; gsds: metres per pixel by id, empty where no metadata.csv tells; note: what must
+    be known of the images and their cities.
+    """
 
     predictions: Path
     truth: Path
     unit: str
+    true_unit: str
     above: float
     ids: list[str]
     cities: Callable[[str], str | None]
@@ -47,7 +53,7 @@ class Pairs:
 
         def read(function: Callable[[Path, str], Found], path: Path) -> Found | None:
             try:
-                return function(path, self.unit)
+                return function(path, self.true_unit if path.parent == self.truth else self.unit)
             except UserError as error:
                 problems.append(str(error))
                 return None
@@ -115,22 +121,52 @@ def find_pairs(config: EvaluateConfig) -> Pairs:
     """The images that `config` asks for; nothing of them is read.
 
     Raises:
-        UserError: a folder is missing, there is no truth, or, with `subset`, no prediction of an image that has one; or
-            metadata cannot be read.
+        UserError: a folder is missing, there is no truth, or, with `subset`, no prediction of an image that has one;
+            metadata cannot be read; or the predictions' about.json does not know some of them, which may be of other
+            weights.
     """
     predictions, truth = _folder(config.predictions, "--predictions"), _folder(config.truth, "--truth")
     ids = sorted(_ids(truth, AGL))
     if not ids:
         raise UserError(f"{truth} has no *{AGL} files: give the folder of the truth with --truth")
+    # A prediction of which one file is missing is one all the same, and not finished.
+    there = _ids(predictions, AGL) | _ids(predictions, VFLOW)
+    _check_listed(predictions, there.intersection(ids))
     cities, gsds, note = _cities(config.metadata, truth)
     if config.subset:
-        # A prediction of which one file is missing is one all the same, and not finished.
-        there = _ids(predictions, AGL) | _ids(predictions, VFLOW)
         known, ids = len(ids), [image for image in ids if image in there]
         if not ids:
             raise UserError(f"{predictions} predicts none of the {known} images of {truth}: check --predictions")
         note = "; ".join(part for part in (f"{len(ids)} of the {known} images that have a truth", note) if part)
-    return Pairs(predictions, truth, config.unit, config.above, ids, cities, gsds, note)
+    unit, true_unit = (_unit(folder, sorted(there.intersection(ids)), config.unit) for folder in (predictions, truth))
+    return Pairs(predictions, truth, unit, true_unit, config.above, ids, cities, gsds, note)
+
+
+def _unit(folder: Path, ids: list[str], asked: str) -> str:
+    """The unit that was asked for; with "auto", that of the folder's first heights that can be read."""
+    if asked != "auto":
+        return asked
+    for image in ids:
+        for unit in UNITS:
+            with suppress(UserError):
+                agl_size(folder / f"{image}{AGL}", unit)
+                return unit
+    return UNITS[0]
+
+
+def _check_listed(predictions: Path, ids: set[str]) -> None:
+    """Raise UserError if about.json lists predictions, but not all of `ids`."""
+    try:
+        about = read_json(predictions / _ABOUT)
+    except UserError:  # none, or a damaged one: nothing is known
+        return
+    images = about.get("images") if isinstance(about, dict) and about.get("format") == _ABOUT_FORMAT else None
+    if images and (unlisted := sorted(ids.difference(images))):
+        more = f" and {len(unlisted) - 5} more" if len(unlisted) > 5 else ""
+        raise UserError(
+            f"{predictions} has predictions of {', '.join(unlisted[:5])}{more}, which its {_ABOUT} does not list: they "
+            "are of something else; predict them too, into an empty folder"
+        )
 
 
 def _folder(path: str, option: str) -> Path:

@@ -1,4 +1,4 @@
-"""Weights to hand on: the same bytes, and a card that tells the truth about them."""
+"""Weights to hand on: the same tensors, and a card that tells the truth about them."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from agl_core.config import TrainConfig
 from agl_core.data.store import StoreEntry, StoreWriter
 from agl_core.errors import UserError
-from agl_core.export.card import export_weights
-from agl_core.model.weights import load_weights, save_weights
+from agl_core.export.card import PLACES, export_weights
+from agl_core.model.weights import load_weights, read_header, save_weights
 from tests.export.conftest import ENCODER, VALIDATION
 from tests.export.scene import colours, write_raster
 
@@ -38,13 +38,22 @@ def scored(run, path, score=0.5):
     (run / "score.json").write_text(json.dumps({"score": score, "cities": {"ARG": city}}))
 
 
-def test_the_weights_are_the_same_bytes_beside_configuration_score_and_card(run, asked, capsys):
+def tensors(path):
+    """The bytes of all tensors and where each begins."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    assert size % 8 == 0
+    return {key: header[key] for key in header if key != "__metadata__"}, content[8 + size :]
+
+
+def test_the_weights_are_the_same_tensors_beside_configuration_score_and_card(run, asked, capsys):
     config = asked("weights")
     written = export_weights(config)
     out = Path(config.out)
     assert sorted(written) == sorted(out.iterdir())
     assert sorted(path.name for path in written) == ["README.md", "config.yaml", "model.safetensors", "score.json"]
-    assert (out / "model.safetensors").read_bytes() == best(run).read_bytes()
+    assert tensors(out / "model.safetensors") == tensors(best(run))
     assert json.loads((out / "score.json").read_text()) == {"validation": VALIDATION}
     assert "weights of first with their card" in capsys.readouterr().out
 
@@ -60,9 +69,24 @@ def test_the_configuration_is_that_of_the_training_without_the_places_of_its_mac
     assert shared.max_agl == {"ARG": 100.0, "default": 200.0}
 
 
+def test_the_header_of_the_weights_tells_all_but_the_places_of_the_machine_that_trained(run, asked, tmp_path):
+    config = asked("weights")
+    export_weights(config)
+    path = Path(config.out) / "model.safetensors"
+    assert str(tmp_path).encode() not in path.read_bytes()
+    (network, metadata), (own_network, own) = read_header(path), read_header(best(run))
+    left = {key: value for key, value in own["config"].items() if key not in PLACES}
+    assert len(left) == len(own["config"]) - len(PLACES)
+    assert (network, metadata) == (own_network, {**own, "config": left})
+    first = path.read_bytes()
+    export_weights(asked("weights", run="", weights=str(path)))  # in its own place
+    assert path.read_bytes() == first
+
+
 def test_the_card_tells_network_data_and_score(run, asked):
-    card = text(asked("weights"))
-    digest = hashlib.sha256(best(run).read_bytes()).hexdigest()
+    config = asked("weights")
+    card = text(config)
+    digest = hashlib.sha256((Path(config.out) / "model.safetensors").read_bytes()).hexdigest()
     for told in (
         f"| encoder | `{ENCODER}` |",
         "| decoder | unet, channels 16-16-8-8-8 |",

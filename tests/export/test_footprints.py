@@ -1,6 +1,7 @@
 """Heights of footprints: what stands on polygons that lie on the ground."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rasterio.warp import transform
 
 from agl_core.config import ExportConfig
 from agl_core.errors import UserError
+from agl_core.export import polygons
 from agl_core.export.footprints import export_footprints
 from tests.export.scene import BLOCK, HEIGHT, PLACE, TALL, UTM, WIDTH, block_scene, exact_pose, ground_box, write_image
 
@@ -323,3 +325,26 @@ def test_coordinates_far_from_where_a_system_holds_do_no_harm(scene):
     found = measured(scene, geojson(scene / "p.geojson", [world, polygon(list(zip(x, y, strict=True)))], crs=""))
     assert heights(found[1])["mean"] == TALL
     assert Path(scene / "out" / "p_AGL.geojson").is_file()
+
+
+@pytest.mark.parametrize("place", [(15.0, -123.0), (52.0, 190.0), (1e30, 1e30)])
+def test_a_polygon_where_there_is_no_place_is_outside_and_does_not_stop_the_others(scene, capsys, place):
+    x, y = transform(UTM, CRS.from_epsg(4326), *np.array(ground_box()).T)
+    good = polygon(list(zip(x, y, strict=True)))
+    bad = polygon([[place[0] + dx, place[1] + dy] for dx, dy in ((0, 0), (0.1, 0), (0.1, 0.1), (0, 0))])
+    found = measured(scene, geojson(scene / "p.geojson", [bad, good, bad, None, good], crs=""))
+    assert [heights(one)["mean"] for one in found] == [None, TALL, None, None, TALL]
+    assert "heights of 2 of 4 polygons (2 outside all images" in capsys.readouterr().out
+
+
+def test_a_geometry_that_longitudes_and_latitudes_cannot_say_is_null(scene):
+    far = [[1e30, 1e30], [2e30, 1e30], [2e30, 2e30], [1e30, 1e30]]
+    found = measured(scene, geojson(scene / "p.geojson", [polygon(far), polygon(ground_box())]))
+    assert [one["geometry"] is None for one in found] == [True, False]
+    assert found[1]["properties"]["agl_mean"] == TALL
+
+
+def test_numbers_that_json_has_not_are_null_deep_in_a_property_too(scene):
+    file = geojson(scene / "p.geojson", [polygon(ground_box())], properties=[{"a": {"b": [1.5, math.nan]}}])
+    assert measured(scene, file)[0]["properties"]["a"] == {"b": [1.5, None]}
+    assert polygons._value('{"a": [1e999, 2]}', "OFTString", "OFSTJSON") == {"a": [None, 2]}  # as in a GeoPackage

@@ -4,15 +4,18 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agl_core.config import EvaluateConfig
-from agl_core.data.tiles import write_agl, write_vflow
+from agl_core.data.tiles import read_agl, read_vflow, write_agl, write_vflow
 from agl_core.errors import UserError
 from agl_core.files import read_json
 from agl_core.geometry import Pose
+from agl_core.inference.folder import FORMAT
 from agl_core.scoring import evaluate as evaluating
 from agl_core.scoring import folders
 from agl_core.scoring.evaluate import evaluate
@@ -45,6 +48,18 @@ def write_images(folder, images, unit="cm"):
 def images():
     rng = np.random.default_rng(7)
     return {f"{city}x{i}": random_image(rng, size=(20 + 3 * i, 31)) for city in ("AA", "BB") for i in range(3)}
+
+
+def test_metres_may_be_scored_against_centimetres(tmp_path, images):
+    same = evaluate(write_images(tmp_path / "same", images, "cm"))
+    config = write_images(tmp_path / "both", images, "cm")
+    for name in {path.name.removesuffix("_AGL.tif") for path in (tmp_path / "both" / "predicted").glob("*_AGL.tif")}:
+        folder = tmp_path / "both" / "predicted"
+        agl_cm, pose = read_agl(folder / f"{name}_AGL.tif", "cm"), read_vflow(folder / f"{name}_VFLOW.json", "cm")
+        write_pair(folder, name, agl_cm, pose, "m")
+    assert evaluate(replace(config, unit="auto")).score == pytest.approx(same.score, abs=1e-12)
+    with pytest.raises(UserError, match="give --unit m"):
+        evaluate(config)
 
 
 @pytest.mark.parametrize("unit", ["cm", "m"])
@@ -206,7 +221,7 @@ def test_an_image_that_the_metadata_does_not_list_is_refused(tmp_path, images):
     [
         ({"predictions": "nowhere"}, "nowhere is not a folder.*--predictions"),
         ({"truth": ""}, "--truth"),
-        ({"unit": "km"}, "choose one of cm, m"),
+        ({"unit": "km"}, "choose one of auto, cm, m"),
         ({"metadata": "no.csv"}, "no.csv does not exist"),
     ],
 )
@@ -338,6 +353,16 @@ def test_an_image_without_any_known_height_has_no_figures_and_no_loss(tmp_path, 
     assert (one["lost"], one["score"], one["rmse"], one["end_point_rms"]) == (0, None, None, None)
 
 
+@pytest.mark.parametrize("subset", [False, True])
+def test_predictions_that_about_json_does_not_list_are_not_scored_with_the_others(tmp_path, images, subset):
+    config = write_images(tmp_path, images)
+    config.subset = subset
+    about = {"format": FORMAT, "settings": {}, "images": {"AAx0": {}, "BBx0": {}}}
+    (Path(config.predictions) / "about.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"predictions of AAx1, AAx2, BBx1, BBx2, which its about.json does not list"):
+        evaluate(config)
+
+
 def test_with_subset_only_what_is_predicted_is_scored_and_the_table_says_so(tmp_path, images, capsys):
     config = write_images(tmp_path, images)
     config.subset = True
@@ -385,8 +410,30 @@ def test_a_calibration_is_written_from_the_gsds_of_the_metadata(tmp_path, images
     evaluate(config)
     assert sorted(json.loads((tmp_path / "new" / "c.json").read_text())["cities"]) == ["AA", "BB"]
     (tmp_path / "metadata.csv").unlink()
-    with pytest.raises(UserError, match="--calibration needs for the gsd"):
+    with pytest.raises(UserError, match=r"neither a metadata.csv .* nor .*about.json tells .*--calibration needs"):
         evaluate(config)
+
+
+def test_without_metadata_a_calibration_takes_the_gsds_that_were_predicted_with(tmp_path, images):
+    config = write_images(tmp_path, images)
+    rows = (tmp_path / "metadata.csv").read_text().splitlines()[1:]
+    gsds = {row.split(",")[0]: 0.5 + 0.01 * number for number, row in enumerate(rows)}
+    told = "".join(f"{image},{image.partition('_')[0]},{gsd}\n" for image, gsd in gsds.items())
+    (tmp_path / "metadata.csv").write_text("id,city,gsd\n" + told)
+    config.calibration = str(tmp_path / "c.json")
+    evaluate(config)
+    with_metadata = (tmp_path / "c.json").read_text()
+    (tmp_path / "metadata.csv").unlink()
+    about = {"format": FORMAT, "settings": {}}
+    about["images"] = {image: {"gsd": gsd} for image, gsd in gsds.items()}
+    (Path(config.predictions) / "about.json").write_text(json.dumps(about))
+    evaluate(config)
+    assert (tmp_path / "c.json").read_text() == with_metadata
+    for gsd in (None, "wide", -1.0):
+        about["images"] = {image: {"gsd": gsd} for image in gsds}
+        (Path(config.predictions) / "about.json").write_text(json.dumps(about))
+        with pytest.raises(UserError, match="--calibration needs"):
+            evaluate(config)
 
 
 def test_two_outputs_of_one_name_are_refused_and_so_is_a_place_that_cannot_be_written_to(tmp_path, images):
