@@ -132,14 +132,14 @@ def _upper_end(metres: NDArray[np.float32], least: float) -> tuple[float, float]
 def _heights_panel(metres: NDArray[np.float32], sizes: Sizes) -> tuple[Image, Image]:
     """The heights in colours, and the bar that explains them."""
     most, highest = _upper_end(metres, 5.0)
-    words = f"height above ground, highest {highest:.1f} m"
+    words = f"height above ground, highest {highest:.1f} m" + _beyond(most, highest)
     return _coloured(metres, most, colours), _bar_foot(metres, most, words, colours, sizes)
 
 
 def _spread_panel(metres: NDArray[np.float32], sizes: Sizes) -> tuple[Image, Image]:
     """The uncertainty, in other colours than the heights'."""
     most, highest = _upper_end(metres, 0.5)
-    words = f"uncertainty (standard deviation), highest {highest:.1f} m"
+    words = f"uncertainty (standard deviation), highest {highest:.1f} m" + _beyond(most, highest)
     return _coloured(metres, most, spread_colours), _bar_foot(metres, most, words, spread_colours, sizes)
 
 
@@ -152,6 +152,10 @@ def _coloured(metres: NDArray[np.float32], most: float, palette: Any) -> Image:
 
 def _blank(height: int, width: int) -> Image:
     return np.full((height, width, 3), _BACKDROP, np.uint8)
+
+
+def _beyond(most: float, highest: float) -> str:
+    return f", brightest from {most:g} m on" if highest > most else ""
 
 
 def _bar_foot(metres: NDArray[np.float32], most: float, words: str, palette: Any, sizes: Sizes) -> Image:
