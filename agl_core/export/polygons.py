@@ -63,7 +63,7 @@ def read_polygons(name: str, option: str = "--polygons") -> Polygons:
     file, _, layer = name.partition(LAYER)
     path = Path(file)
     if not file:
-        raise UserError(f"no polygons are given: give a file of them with {option}")
+        raise UserError(f"there are no polygons: give a file of polygons with {option}")
     if not path.exists():
         raise UserError(f"{file} does not exist: give a file of polygons with {option}")
     try:

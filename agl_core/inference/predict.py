@@ -112,7 +112,8 @@ def predict(
         if rank == 0 and config.archive:
             pack(out, list(sources), Path(config.archive), lambda: _leave_unpacked(guard, total))
     if rank == 0:
-        earlier = f", {len(kept)} of them before" if kept and alone else ""
+        # Of several processes, another may have done some before this one began.
+        earlier = f", {len(kept)} of them before" if kept and alone and ranks == 1 else ""
         print(f"{what} predicted with {named(plan.members)}{earlier} -> {config.out}")
     return len(plan.jobs)
 
