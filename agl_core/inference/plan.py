@@ -169,7 +169,7 @@ class Plan:
 
 
 def _need(network: Network) -> Need:
-    for sides in ((256, 512), (64, 128)):
+    for sides in ((128, 256), (64, 128)):
         try:
             return measured_need(network.try_out, sides)
         except (RuntimeError, MemoryError) as error:

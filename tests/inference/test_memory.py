@@ -188,7 +188,7 @@ def test_windows_become_smaller_until_the_memory_suffices(error):
     rgb, network = photo(600, 650), Greedy(most=400 * 400, error=error)
     predictor = Predictor(network, HIGH, None)
     prediction = predictor.predict(rgb, "A", 0.5)
-    assert network.asked[4:6] == [(608, 672), (384, 384)]  # after four to measure, one of which was too large
+    assert network.asked[2:4] == [(608, 672), (384, 384)]  # after two to measure
     assert predictor.notes == [
         "cpu has too little memory for 600 x 650 pixels at once: from here on it is given windows of 384"
     ]
