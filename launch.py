@@ -17,6 +17,7 @@ from jobs.failure import JobError, JobInterruptedError
 # What the operating system refuses for reasons that a user can mend.
 MENDABLE = {
     errno.ENOSPC: "free some space or choose another folder",
+    errno.EFBIG: "choose a folder whose files may be larger, or raise the limit (ulimit -f)",
     errno.EDQUOT: "free some of your quota or choose another folder",
     errno.EROFS: "choose a folder that can be written to",
     errno.EACCES: "choose a folder that you may use",

@@ -52,10 +52,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
-        yield aside
-        fsync_file(aside)
-        os.replace(aside, path)
-        fsync_folder(path.parent)
+        with naming(path):
+            yield aside
+            fsync_file(aside)
+            os.replace(aside, path)
+            fsync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -1,15 +1,20 @@
 """Files of point clouds, written a part at a time: LAS and LAZ through laspy, and PLY."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
 import laspy
+import lazrs
 import numpy as np
 from laspy.vlrs.known import WktCoordinateSystemVlr
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+
+from agl_core.errors import UserError
 
 SOFTWARE = "AGL point clouds"
 _DATE = 90, bytes(4)  # of the day and year of its making in a LAS header: unknown, or equal clouds would differ
@@ -51,7 +56,7 @@ class LasFile:
             header.vlrs.append(WktCoordinateSystemVlr(crs.to_wkt(version="WKT1_GDAL")))
         header.global_encoding.wkt = True  # point formats from 6 on know nothing else
         self.count = 0
-        self._header = header
+        self._header, self._path = header, path
         self._file: BinaryIO = path.open("w+b")
         self._writer = laspy.LasWriter(self._file, header, do_compress=path.suffix == ".laz", closefd=False)
 
@@ -66,7 +71,8 @@ class LasFile:
         for channel, name in enumerate(("red", "green", "blue")):
             record[name] = rgb[:, channel].astype(np.uint16) * 257  # 255 becomes 65535
         record["return_number"] = record["number_of_returns"] = np.ones(len(xyz), np.uint8)
-        self._writer.write_points(record)
+        with self._told():
+            self._writer.write_points(record)
         self.count += len(xyz)
 
     def __enter__(self) -> Self:
@@ -77,12 +83,23 @@ class LasFile:
     ) -> None:
         try:
             if kind is None:
-                self._writer.close()
+                with self._told():
+                    self._writer.close()
                 place, date = _DATE
                 self._file.seek(place)
                 self._file.write(date)
         finally:
             self._file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """The compressor's own error says neither what it has written nor what to do."""
+        try:
+            yield
+        except lazrs.LazrsError as error:
+            raise UserError(
+                f"{self._path} cannot be written ({error}): make sure that the disk has room, or choose another folder"
+            ) from None
 
 
 class PlyFile:

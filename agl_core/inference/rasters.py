@@ -50,8 +50,8 @@ def _rasterio() -> Iterator[None]:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """As `_rasterio`; what GDAL fails at is told as a `UserError` that names `path`, which is being written.
+def written(path: Path) -> Iterator[None]:
+    """GDAL for writing; what it fails at is told as a `UserError` that names `path`, which is being written.
 
     Otherwise the image that is read at the same time would be blamed for it.
     """
@@ -111,7 +111,7 @@ class StripFile:
     def __enter__(self) -> "StripFile":
         shape = _shape(self.height, self.width, self.unit)
         options = {**self._georeference.profile(), **_AUXILIARY, **_TILED, "predictor": _PREDICTOR[self.unit]}
-        with _written(self.path):
+        with written(self.path):
             self._file = rasterio.open(self._auxiliary, "w", **shape, **options)
         return self
 
@@ -129,7 +129,7 @@ class StripFile:
             self._rows, self._sum = 0, 0
         assert top == self._rows, f"row {top} after {self._rows}"
         values = np.ascontiguousarray(in_unit(agl_cm, self.unit))
-        with _written(self.path):
+        with written(self.path):
             self._file.write(values, 1, window=Window(0, top, self.width, len(values)))
         self._rows += len(values)
         self._sum = zlib.crc32(values.data, self._sum)
@@ -140,7 +140,7 @@ class StripFile:
         Raises `UserError` if they cannot be written or that is not so: GDAL does not always say when a disk is full.
         """
         assert self._rows == self.height, f"{self._rows} of {self.height} rows"
-        with _written(self.path), whole_file(self.path) as aside:
+        with written(self.path), whole_file(self.path) as aside:
             self._file.close()
             if self.format == "cog":
                 rasterio.shutil.copy(self._auxiliary, aside, **_COG)

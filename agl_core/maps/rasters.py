@@ -2,10 +2,9 @@
 
 import os
 import secrets
-import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,20 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from agl_core.data.georeference import Georeference
 from agl_core.errors import UserError
 from agl_core.files import whole_file
+from agl_core.inference.rasters import written
 
 BLOCK = 512
 """Side of the blocks of a file, pixels: strips whose heights are multiples of it are written once."""
 
 _AUXILIARY = {"compress": "zstd", "zstd_level": 1}
 _FINAL = {"compress": "deflate", "zlevel": 1}
-
-
-@contextmanager
-def _rasterio() -> Iterator[None]:
-    # Not `warnings.catch_warnings`: files are written in several threads, and it is not safe there.
-    warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", CPL_LOG=os.devnull):
-        yield
 
 
 class RasterFile:
@@ -63,7 +56,7 @@ class RasterFile:
         count, height, width = self.shape
         tiled = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK} if width > BLOCK else {}
         packed: Mapping[str, Any] = _AUXILIARY if self.format == "cog" else _FINAL
-        with _rasterio():
+        with written(self.path):
             self._file = rasterio.open(
                 self._auxiliary, "w", driver="GTiff", count=count, height=height, width=width, dtype=self.dtype,
                 interleave="pixel", bigtiff="if_safer", predictor=3 if self.dtype == "float32" else 2,
@@ -72,7 +65,8 @@ class RasterFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with suppress(CPLE_BaseError, RasterioError):  # what is not finished need not be whole
+            self._file.close()
         self._auxiliary.unlink(missing_ok=True)
 
     def describe(self, description: str) -> None:
@@ -82,7 +76,7 @@ class RasterFile:
     def write(self, values: NDArray[Any]) -> None:
         """The next rows, (bands, n, width)."""
         rows = values.shape[1]
-        with _rasterio():
+        with written(self.path):
             self._file.write(values, window=Window(0, self._rows, self.shape[2], rows))
         self._rows += rows
         self._sum = _sum(values, self._sum)
@@ -93,18 +87,14 @@ class RasterFile:
         Raises `UserError` if that is not so: GDAL does not always say when a disk is full.
         """
         assert self._rows == self.shape[1], f"{self._rows} of {self.shape[1]} rows"
-        try:
-            with _rasterio(), whole_file(self.path) as aside:
-                self._file.close()
-                if self.format == "cog":
-                    self._optimise(aside)
-                else:
-                    os.replace(self._auxiliary, aside)
-                if self._sum_of(aside) != self._sum:
-                    raise UserError(f"{self.path} is not as it was written: make sure that the disk has room for it")
-        except RasterioError as error:
-            detail = str(error.__cause__ or error).replace("\n", " ")
-            raise UserError(f"{self.path} cannot be written ({detail}): make sure that the disk has room") from None
+        with written(self.path), whole_file(self.path) as aside:
+            self._file.close()
+            if self.format == "cog":
+                self._optimise(aside)
+            else:
+                os.replace(self._auxiliary, aside)
+            if self._sum_of(aside) != self._sum:
+                raise UserError(f"{self.path} is not as it was written: make sure that the disk has room for it")
 
     def _optimise(self, aside: Path) -> None:
         resampling = "AVERAGE" if self._averaged else "NEAREST"
