@@ -17,20 +17,50 @@ _STEEP, _ALIKE = 4.0, 1.5
 
 @machine_code
 def _height(heights: NDArray[np.float32], row: int, column: int, aside: float, joined: float) -> float:
-    """Centimetres at `aside` of the way from a pixel to the next in its row; `NOTHING` where unknown or outside.
+    """Centimetres at `aside` of the way from a pixel to the next in its row; `NOTHING` where unknown.
 
-    Interpolated if both differ by no more than `joined`, or else those of the nearer.
+    Interpolated if both differ by no more than `joined`, or else those of the nearer. Beside the image its outermost
+    pixels go on, as a line that leaves it between two samples has to be followed up to the border: what is found
+    further out does not count (`_inside`).
     """
     rows, columns = heights.shape
-    if row < 0 or row >= rows:
-        return NOTHING
-    here = float(heights[row, column]) if 0 <= column < columns else NOTHING
-    there = float(heights[row, column + 1]) if -1 <= column < columns - 1 else NOTHING
+    row = min(max(row, 0), rows - 1)
+    here = float(heights[row, min(max(column, 0), columns - 1)])
+    there = float(heights[row, min(max(column + 1, 0), columns - 1)])
     if aside == 0.0:
         return here
     if abs(there - here) <= joined:
         return here + aside * (there - here)
     return here if aside < 0.5 else there
+
+
+@machine_code
+def _inside(place: int, more: float, size: int) -> bool:
+    """Whether `more` than a row (column) lies in the image, whose outermost pixels reach half a pixel outside."""
+    return -0.5 - place <= more <= size - 0.5 - place
+
+
+@machine_code
+def _change(shifts: NDArray[np.int64], asides: NDArray[np.float64], m: int) -> float:
+    """Columns from sample m of a walk to the next."""
+    return float(shifts[m + 2] - shifts[m + 1] + asides[m + 2] - asides[m + 1])
+
+
+@machine_code
+def _stands(
+    heights: NDArray[np.float32],
+    walk: Walk,
+    y: int,
+    x: int,
+    m: int,
+    shifts: NDArray[np.int64],
+    asides: NDArray[np.float64],
+    share: float,
+) -> bool:
+    """Whether the image has the place on the line from (y, x) that is so much of the way from sample m to the next."""
+    rows, columns = heights.shape
+    aside = asides[m + 1] + share * _change(shifts, asides, m)
+    return _inside(y - walk.sign * m, -walk.sign * share, rows) and _inside(x + shifts[m + 1], aside, columns)
 
 
 @machine_code
@@ -45,7 +75,8 @@ def _heights(
 ) -> None:
     """As `_height`, of `COLUMNS` places side by side, into `found` from `first` on."""
     rows, columns = heights.shape
-    if row < 0 or row >= rows or column < 0 or column + COLUMNS >= columns:
+    row = min(max(row, 0), rows - 1)
+    if column < 0 or column + COLUMNS >= columns:
         for k in range(COLUMNS):
             found[first + k] = _height(heights, row, column + k, aside, joined)
         return
@@ -86,6 +117,10 @@ def _end(
     both = near >= 0.0 and far >= 0.0
     steep = both and far_beyond <= 0.0 <= near_beyond and gap <= walk.step + _STEEP
     near_may, far_may = near >= 0.0 and abs(near_beyond) <= half, far >= 0.0 and abs(far_beyond) <= half
+    # Not the samples, but the places where the line has their heights must be in the image.
+    steep = steep and _stands(heights, walk, y, x, m, shifts, asides, near_beyond / gap)
+    near_may = near_may and _stands(heights, walk, y, x, m, shifts, asides, near_beyond / walk.step)
+    far_may = far_may and _stands(heights, walk, y, x, m, shifts, asides, 1.0 + far_beyond / walk.step)
     before = after = NOTHING
     if steep or (near_may and near_beyond < 0.0):
         before = _height(heights, y - walk.sign * (m - 1), x + shifts[m], asides[m], walk.joined)
@@ -156,6 +191,27 @@ def _cross(
 
 
 @machine_code
+def _withdraw(
+    heights: NDArray[np.float32],
+    walk: Walk,
+    y: int,
+    x: int,
+    m: int,
+    shifts: NDArray[np.int64],
+    asides: NDArray[np.float64],
+    places: NDArray[np.int32],
+    shares: NDArray[np.float32],
+) -> int:
+    """Forget what has been found between samples m and m + 1 where the image is not; returns in how many places."""
+    count = 0
+    for k in range(COLUMNS):
+        if places[k] == m and not _stands(heights, walk, y, x + k, m, shifts, asides, float(shares[k])):
+            places[k], shares[k] = -1, 0.0
+            count += 1
+    return count
+
+
+@machine_code
 def _level(heights: NDArray[np.float32], row: int, column: int) -> bool:
     """Whether `COLUMNS` pixels side by side, all inside, have the height 0."""
     if row < 0 or row >= heights.shape[0] or column < 0 or column + COLUMNS > heights.shape[1]:
@@ -191,7 +247,8 @@ def find(
     ends = np.empty(COLUMNS, np.int32)
     for i in range(places.shape[0]):
         y = i + top
-        least = max(0, y - rows + 1 if walk.sign > 0 else -y)
+        # From the last sample outside, as the first inside reaches half a pixel towards it.
+        least = max(0, y - rows if walk.sign > 0 else -y - 1)
         last = min(len(shifts) - 4, y if walk.sign > 0 else rows - 1 - y)
         for start in range(0, places.shape[1], COLUMNS):
             x = start + left
@@ -201,7 +258,8 @@ def find(
             for m in range(last, least - 1, -1):
                 row, column = y - walk.sign * m, x + shifts[m + 1]
                 # Without this sample or the next being high enough, nothing between them stands here.
-                here = -COLUMNS <= column < columns and reached[row, (column + COLUMNS) // GRAIN] >= m
+                inside = 0 <= row < rows and -COLUMNS <= column < columns
+                here = inside and reached[row, (column + COLUMNS) // GRAIN] >= m
                 between, beyond = here or beyond, here
                 if not between:
                     continue
@@ -210,12 +268,15 @@ def find(
                     break
                 near_at = (m & 1) * COLUMNS
                 far_at = COLUMNS - near_at
+                far_row, far_column = row - walk.sign, x + shifts[m + 2]
                 if held != m + 1:
-                    far_column = x + shifts[m + 2]
-                    _heights(heights, row - walk.sign, far_column, asides[m + 2], walk.joined, samples, far_at)
+                    _heights(heights, far_row, far_column, asides[m + 2], walk.joined, samples, far_at)
                 _heights(heights, row, column, asides[m + 1], walk.joined, samples, near_at)
                 held = m
                 done, ending = _cross(samples, near_at, far_at, m, walk.per_cm, walk.step, found, parts, ends)
+                crosses_row = min(row, far_row) < 0 or max(row, far_row) >= rows
+                if crosses_row or min(column, far_column) < 0 or max(column, far_column) + COLUMNS >= columns:
+                    done -= _withdraw(heights, walk, y, x, m, shifts, asides, found, parts)
                 if ending:
                     for k in range(COLUMNS):
                         if ends[k]:

@@ -7,7 +7,8 @@ along it cross t, there is the surface that stands at g. This leaves no cracks, 
 
 The line is cut where it crosses the rows of pixels (or columns, if it is nearer to them). Heights between two
 neighbouring pixels are interpolated if both belong to one surface, and are those of the nearer pixel otherwise. Across
-a gap between two surfaces, what stands there has not been seen.
+a gap between two surfaces, what stands there has not been seen; nor has what the line would show more than half a pixel
+outside of the middles of the image's outermost pixels.
 """
 
 from typing import Any

@@ -61,6 +61,7 @@ def _move(
 ) -> None:
     """Give `COLUMNS` pixels from (i, first) on, (y, x) of the image, the samples of their walks that stand there."""
     rows, columns = heights.shape
+    final = max(columns - 2, 0)  # where the last two pixels of a row begin
     coloured, to, three = colours.shape[0] > 0, np.uint64(i), np.uint64(3)
     zero, whole, half, joined = np.float32(0.0), np.float32(1.0), np.float32(0.5), np.float32(walk.joined)
     for k in range(min(COLUMNS, mask.shape[1] - first)):
@@ -73,24 +74,26 @@ def _move(
                 mask[to, j] = OUTSIDE
             continue
         mask[to, j] = SEEN
-        # Two pixels of this sample's row, two of the next one's; what lies outside of the image has no weight.
-        row, one = y - walk.sign * m, x + k + shifts[m + 1]
-        far_row, far_one = row - walk.sign, x + k + shifts[m + 2]
-        inside, far_inside = 0 <= one < columns - 1, 0 <= far_one < columns - 1
+        # Two pixels of this sample's row, two of the next one's; at the border those on it, which go on beyond it.
+        row, start, aside = y - walk.sign * m, x + k + shifts[m + 1], np.float32(asides[m + 1])
+        far_row, far_start, far_aside = row - walk.sign, x + k + shifts[m + 2], np.float32(asides[m + 2])
         line, far_line = np.uint64(min(max(row, 0), rows - 1)), np.uint64(min(max(far_row, 0), rows - 1))
-        two, far_two = np.uint64(min(max(one + 1, 0), columns - 1)), np.uint64(min(max(far_one + 1, 0), columns - 1))
-        one, far_one = np.uint64(min(max(one, 0), columns - 1)), np.uint64(min(max(far_one, 0), columns - 1))
-        here, there, aside = heights[line, one], heights[line, two], np.float32(asides[m + 1])
-        far_here, far_there, far_aside = (
-            heights[far_line, far_one],
-            heights[far_line, far_two],
-            np.float32(asides[m + 2]),
-        )
+        between, far_between = aside, far_aside
+        if min(start, far_start) < 0 or max(start, far_start) >= columns - 1:
+            pair, far_pair = min(max(start, 0), final), min(max(far_start, 0), final)
+            aside, far_aside = aside + np.float32(start - pair), far_aside + np.float32(far_start - far_pair)
+            start, far_start, between, far_between = pair, far_pair, aside, far_aside
+            if min(aside, far_aside) < zero or max(aside, far_aside) > whole:
+                # The line leaves the image between the samples: their weights are those of the place that is seen.
+                between = min(max(aside + part * (far_aside - aside), zero), whole)
+                far_between = between
+        one, far_one = np.uint64(start), np.uint64(far_start)
+        two, far_two = np.uint64(min(start + 1, columns - 1)), np.uint64(min(far_start + 1, columns - 1))
+        here, there = heights[line, one], heights[line, two]
+        far_here, far_there = heights[far_line, far_one], heights[far_line, far_two]
         # As the samples were made: interpolated within a surface, or else the nearer pixel's.
-        w = aside if inside & (abs(there - here) <= joined) else (zero if aside < half else whole)
-        far_w = (
-            far_aside if far_inside & (abs(far_there - far_here) <= joined) else (zero if far_aside < half else whole)
-        )
+        w = between if abs(there - here) <= joined else (zero if aside < half else whole)
+        far_w = far_between if abs(far_there - far_here) <= joined else (zero if far_aside < half else whole)
         rest = whole - part
         by_one, by_two, by_far_one, by_far_two = rest * (whole - w), rest * w, part * (whole - far_w), part * far_w
         total = by_one * here + by_two * there

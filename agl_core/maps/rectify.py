@@ -23,7 +23,7 @@ from agl_core.maps.ground import MASK_MEANS, Canvas, Highest, Rectified, fill_re
 from agl_core.maps.rasters import BLOCK, RasterFile
 from agl_core.maps.work import MapFolder, make_all, refuse, source, surveyed, without_rgb
 
-FORMAT = "geopose-rectified-1"
+FORMAT = "geopose-rectified-2"
 RGB, AGL, MASK = "_RGB.tif", "_AGL.tif", "_MASK.tif"
 _BAND = 2**24  # pixels that are moved at a time
 _BYTES_PER_PIXEL = 40  # of a band, all that is held for it

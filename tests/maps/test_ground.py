@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -143,6 +143,9 @@ def test_of_two_surfaces_that_claim_the_same_ground_the_taller_has_it(view: tupl
 
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(angle=st.floats(0, 2 * math.pi), lean=st.floats(0, 30), height=st.integers(40, 90), width=st.integers(40, 90))
+# The line leaves the image between two samples, before the upper one is half a column outside and after that.
+@example(angle=0.875, lean=3.0, height=40, width=40)
+@example(angle=0.875, lean=5.5, height=40, width=40)
 def test_a_flat_roof_moves_as_a_whole_without_cracks_and_takes_its_colours_along(
     angle: float, lean: float, height: int, width: int
 ) -> None:
@@ -163,6 +166,84 @@ def test_a_flat_roof_moves_as_a_whole_without_cracks_and_takes_its_colours_along
     assert (found.mask[far] == HIDDEN).all()
     assert (found.rgb[far] == 0).all()
     assert (found.agl_cm[far] == UNKNOWN).all()
+
+
+@pytest.mark.parametrize("angle", np.linspace(0, 2 * math.pi, 17)[:-1] + 0.1)
+@pytest.mark.parametrize("lean", [0.6, 3.0, 5.5, 17.3])
+@pytest.mark.parametrize("size", [(40, 40), (33, 70), (2, 50), (50, 1)], ids=str)
+def test_the_outermost_pixels_reach_half_a_pixel_outside_and_no_further(
+    angle: float, lean: float, size: tuple[int, int]
+) -> None:
+    height, width = size
+    agl = np.full(size, 1000, np.uint16)
+    rows, columns = np.mgrid[:height, :width]
+    rgb = np.stack([3 * rows, 3 * columns, np.full_like(rows, 7)], -1).astype(np.uint8)
+    dx, dy = direction(angle)
+    # All that stands on the canvas is the roof, with all four borders and corners.
+    canvas = Canvas(round(lean * dy) - 4, round(lean * dx) - 4, height + 8, width + 8)
+    found = rectified(rgb, agl, Pose(lean / 10, angle), canvas)
+    rows, columns = np.mgrid[: canvas.height, : canvas.width]
+    y, x = rows + canvas.top - lean * dy, columns + canvas.left - lean * dx
+    outside = np.maximum.reduce([-y, -x, y - (height - 1), x - (width - 1)])
+    assert (found.mask[outside < 0.5 - 1e-4] == SEEN).all()
+    assert (found.mask[outside > 0.5 + 1e-4] != SEEN).all()
+    seen = found.mask == SEEN
+    assert (found.agl_cm[seen] == 1000).all()
+    assert found.rgb is not None
+    expected = np.stack([3 * y.clip(0, height - 1), 3 * x.clip(0, width - 1), np.full_like(y, 7)], -1)
+    assert np.abs(found.rgb - expected)[seen].max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("angle", np.linspace(0, 2 * math.pi, 17)[:-1] + 0.1)
+@pytest.mark.parametrize("slope", [(0.3, 0.2), (-0.4, 0.1), (0.1, -0.4), (-0.3, -0.3)])
+def test_a_slope_is_interpolated_up_to_the_border(angle: float, slope: tuple[float, float]) -> None:
+    size, scale, top = (40, 50), 1.2, 1500.0
+    rows, columns = np.mgrid[: size[0], : size[1]].astype(float)
+    per_pixel = np.array(slope) * 100 / scale  # centimetres, for as many pixels of leaning by row and by column
+    agl = np.rint(top + per_pixel[0] * (rows - 20) + per_pixel[1] * (columns - 25)).astype(np.uint16)
+    rgb = np.stack([4 * rows, 4 * columns, np.full_like(rows, 7)], -1).astype(np.uint8)
+    found = rectified(rgb, agl, Pose(scale, angle))
+    # What stands at g is seen at p with p + (lean + slope * (p - middle)) * (dy, dx) = g.
+    dx, dy = direction(angle)
+    towards, middle = np.array([dy, dx]), np.array([20, 25])
+    ground = np.stack([rows, columns], -1) - middle - top / 100 * scale * towards
+    y, x = np.moveaxis(ground @ np.linalg.inv(np.eye(2) + np.outer(towards, slope)).T + middle, -1, 0)
+    inside = (y >= 0) & (x >= 0) & (y <= size[0] - 1) & (x <= size[1] - 1)
+    assert inside.sum() > 300
+    assert (found.mask[inside] == SEEN).all()
+    assert found.rgb is not None
+    expected = np.stack([4 * y, 4 * x, np.full_like(y, 7)], -1)
+    assert np.abs(found.rgb[inside] - expected[inside]).max() < 0.8  # of which 0.5 is rounding
+    expected_agl = top + per_pixel[0] * (y - 20) + per_pixel[1] * (x - 25)
+    assert np.abs(found.agl_cm[inside] - expected_agl[inside]).max() < 7
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.2])
+@pytest.mark.parametrize("most", [40, 300, 3000])
+@pytest.mark.parametrize("angle", [0.0, math.pi / 4, 0.875, 2.0, 3 * math.pi / 4, 3.5, 4.4, 5.5])
+def test_whatever_the_heights_nothing_is_taken_from_outside_of_the_image(angle: float, most: int, holes: float) -> None:
+    generator = np.random.default_rng(most)
+    agl = generator.integers(800, 800 + most, (45, 60)).astype(np.uint16)
+    agl[generator.random(agl.shape) < holes] = UNKNOWN
+    known = agl[agl != UNKNOWN]
+    rgb = np.full((*agl.shape, 3), 9, np.uint8)
+    pose = Pose(1.1, angle)
+    canvas = full_canvas(Highest(*agl.shape).add(agl), pose)
+    found = rectified(rgb, agl, pose, canvas)
+    seen = found.mask == SEEN
+    assert seen.mean() > 0.03
+    heights = found.agl_cm[seen]
+    assert known.min() <= heights.min()
+    assert heights.max() <= known.max()
+    assert found.rgb is not None
+    assert (found.rgb[seen] == 9).all()
+    dx, dy = direction(angle)
+    rows, columns = np.nonzero(seen)
+    y, x = (
+        at - heights / 100 * pose.scale * part for at, part in ((rows + canvas.top, dy), (columns + canvas.left, dx))
+    )
+    outside = np.maximum.reduce([-y, -x, y - (agl.shape[0] - 1), x - (agl.shape[1] - 1)])
+    assert outside.max() < 0.55
 
 
 @pytest.mark.parametrize("angle", np.linspace(0, 2 * math.pi, 9) + 0.1)
@@ -222,6 +303,23 @@ def test_what_is_mirrored_is_rectified_to_the_mirror_image(symmetry: str, view: 
     other = rectified(None, np.ascontiguousarray(mirror(agl)), Pose(pose.scale, turn(pose.angle)))
     assert (mirror(found.mask) == other.mask).mean() > 0.999
     assert (np.abs(mirror(found.agl_cm).astype(int) - other.agl_cm) <= 1).mean() > 0.999
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("angle", [*(math.pi / 4 * np.arange(1, 8, 2)), 0.3, 0.875, 2.5, 4.4])
+def test_at_the_border_rows_and_columns_are_treated_alike(symmetry: str, angle: float) -> None:
+    # Where the image leans by 45 degrees, its mirror image is walked along the other way.
+    mirror, turn = SYMMETRIES[symmetry]
+    _, heights, _ = views(2, *VIEWS[1])
+    for agl in (np.full((30, 41), 1230, np.uint16), np.ascontiguousarray(heights[60:100, 90:130])):
+        rgb = cv2.GaussianBlur(np.random.default_rng(1).integers(0, 256, (*agl.shape, 3), np.uint8), (0, 0), 1.5)
+        found = rectified(rgb, agl, Pose(0.9, angle))
+        other = rectified(*(np.ascontiguousarray(mirror(a)) for a in (rgb, agl)), Pose(0.9, turn(angle)))
+        assert np.array_equal(mirror(found.mask), other.mask)
+        assert np.abs(mirror(found.agl_cm).astype(int) - other.agl_cm).max() <= 1
+        assert found.rgb is not None
+        assert other.rgb is not None
+        assert np.abs(mirror(found.rgb).astype(int) - other.rgb).max() <= 1
 
 
 def test_an_image_from_straight_above_stays_as_it_is_and_unknown_heights_stay_unknown() -> None:
