@@ -11,7 +11,7 @@ from pathlib import Path
 from agl_core.durable.exits import INTERRUPTED
 from agl_core.errors import UserError
 from jobs.cli import Request, parse
-from jobs.deeds import DOES
+from jobs.deeds import CLUSTER_KEYS, DOES
 from jobs.failure import JobError, JobInterruptedError
 
 # What the operating system refuses for reasons that a user can mend.
@@ -28,13 +28,10 @@ def carry_out(request: Request) -> None:
     """Do what was asked for."""
     if request.help is not None:
         print(request.help)
-    elif request.verb == "resume":
-        from jobs.control import resume
-
-        resume(request.config, request.cluster_keys)
     elif request.verb:
         module, _, function = DOES[request.verb].rpartition(".")
-        getattr(import_module(module), function)(request.config)
+        further = [request.cluster_keys] if request.verb in CLUSTER_KEYS else []
+        getattr(import_module(module), function)(request.config, *further)
     else:
         from jobs.train import train
 

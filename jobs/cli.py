@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from agl_core.config import PredictConfig, ResumeConfig, TrainConfig
+from agl_core.config import PredictConfig, TrainConfig
 from agl_core.errors import UserError
 from agl_core.validate import validate
 from jobs import keys
 from jobs.cluster import ClusterConfig, load_cluster
+from jobs.deeds import CLUSTER_KEYS
 from jobs.help import help_text, metavar, option_name, positional_key
 from jobs.many import read_several, runs_of
 from jobs.settings import Assignments, apply_assignments
@@ -19,8 +20,8 @@ from jobs.verbs import TRAIN, VERBS, Verb
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a verb with its configuration, or its help text. cluster_keys: what `resume` sets over
-    the cluster configuration of the run."""
+    """What the user asked for: a verb with its configuration, or its help text. cluster_keys: what verbs other
+    than training set over a cluster configuration."""
 
     verb: str
     config: Any = None
@@ -42,7 +43,7 @@ def parse(argv: list[str]) -> Request:
     assignments = _assignments(verb, words)
     if verb is TRAIN:
         return _train(assignments)
-    cluster_keys = _cluster_keys(assignments) if verb.config is ResumeConfig else {}
+    cluster_keys = _cluster_keys(assignments) if verb.name in CLUSTER_KEYS else {}
     config = apply_assignments(verb.config(), assignments, verb.name)
     _check_required(verb, config)
     validate(config)

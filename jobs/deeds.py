@@ -16,7 +16,14 @@ DOES = {
     "export": "agl_core.export.export.export",
     "report": "jobs.reports.report",
     "status": "jobs.status.status",
+    "watch": "jobs.watch.watch",
+    "doctor": "jobs.doctor.doctor.doctor",
+    "plan": "jobs.planning.plan.plan",
     "logs": "jobs.logs.logs",
     "cancel": "jobs.control.cancel",
+    "resume": "jobs.control.resume",
     "drill": "jobs.drill.drill",
 }
+
+CLUSTER_KEYS = ("resume", "doctor", "plan")
+"""What also takes keys of the cluster configuration (cluster.partition=...), as a second argument."""

@@ -5,9 +5,10 @@ import textwrap
 import typing
 from typing import Any
 
-from agl_core.config import RECIPES, ResumeConfig
+from agl_core.config import RECIPES
 from jobs import keys
 from jobs.cluster import CLUSTERS, ClusterConfig
+from jobs.deeds import CLUSTER_KEYS
 from jobs.verbs import TRAIN, VERBS, Verb
 
 INDENT = 28
@@ -28,7 +29,7 @@ def help_text(verb: Verb) -> str:
     if grouped:
         lines += ["", "keys (key=value only):"]
         lines += _keys(grouped)
-    if verb is TRAIN or verb.config is ResumeConfig:
+    if verb is TRAIN or verb.name in CLUSTER_KEYS:
         lines += ["", "keys of the cluster configuration, over those of its file:"]
         lines += _keys([*keys.walk(ClusterConfig)], "cluster.")
     if verb is TRAIN:
@@ -40,7 +41,7 @@ def _usage(verb: Verb) -> str:
     alone = positional_key(verb)
     if alone is not None:
         name = f"[{metavar(alone)} ...]" if alone.field.metadata["positional"] == "several" else metavar(alone)
-        further = "[cluster.key=value ...]" if verb.config is ResumeConfig else ""
+        further = "[cluster.key=value ...]" if verb.name in CLUSTER_KEYS else ""
         return " ".join(part for part in ("python launch.py", verb.name, name, "[options]", further) if part)
     required = " ".join(f"{option_name(key)} {metavar(key)}" for key in _required(verb))
     return " ".join(part for part in ("python launch.py", verb.name, required, "[options] [key=value ...]") if part)

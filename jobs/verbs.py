@@ -6,12 +6,14 @@ from typing import Any
 from agl_core.config import (
     AugmentSheetConfig,
     CancelConfig,
+    DoctorConfig,
     DrillConfig,
     EnsembleConfig,
     EvaluateConfig,
     ExportConfig,
     FitConfig,
     LogsConfig,
+    PlanConfig,
     PredictConfig,
     PrepareConfig,
     QuicklookConfig,
@@ -21,6 +23,7 @@ from agl_core.config import (
     ResumeConfig,
     StatusConfig,
     TrainConfig,
+    WatchConfig,
     WeightsConfig,
     WorldConfig,
 )
@@ -143,10 +146,20 @@ VERBS = {
         Verb(
             "report",
             ReportConfig,
-            "write what became of a run into its report.md",
-            "Write runs/<run>/report.md: the settings, what every stage has reached, its validation, every start and "
-            "how it ended, and the score. Training does so at its end.",
+            "write what became of a run, or how several compare, into one HTML file",
+            "Write one HTML file that needs no network: learning curves, losses and rates, what the score would be, "
+            "the best and worst tiles, every start with its end, goodput, and the configuration; of several runs, how "
+            "they differ. Training does so at its end.",
             "python launch.py report first",
+        ),
+        Verb(
+            "watch",
+            WatchConfig,
+            "watch a run live, wherever it runs",
+            "Show how a run fares, again and again: stage, step, losses, rate, scores, what interruptions have cost, "
+            "and when it will end. Only the run's folder is read, so a login node will do; Ctrl-C ends the view, not "
+            "the run.",
+            "python launch.py watch first",
         ),
         Verb(
             "status",
@@ -187,6 +200,24 @@ VERBS = {
             "Draw one tile of a data set as a PNG file: under each geometric augmentation, with its heights and with "
             "arrows from the tops of walls to the ground that the labels say, and under each photometric one.",
             "python launch.py augment --data data/world --out sheet.png",
+        ),
+        Verb(
+            "doctor",
+            DoctorConfig,
+            "check a site and a configuration before a week is lost on them",
+            "Check partition, limits, preemption, environment, weights, data and disk against what is to be run: a "
+            "line for each, good, warning or failure, with what to do. A quick form runs before every submission. The "
+            "exit code is 1 if anything failed.",
+            "python launch.py doctor --cluster slurm --recipe kbrodt --data data/world",
+        ),
+        Verb(
+            "plan",
+            PlanConfig,
+            "predict when a run will end, and what interruptions will cost",
+            "Simulate a run on GPUs that are taken away: when it ends, its goodput, the steps that are done twice, "
+            "with a range, and how often to save. Times come from a run, from `fit`, or from the command line.",
+            "python launch.py plan --recipe demo --tiles 96 --step-seconds 0.5 --preemptions-per-day 6 "
+            "--queue-minutes 30",
         ),
         Verb(
             "drill",

@@ -17,9 +17,26 @@ from agl_core.config.maps import (
 )
 from agl_core.config.model import FitConfig, RecipeConfig, WeightsConfig
 from agl_core.config.option import CODECS, option, options
-from agl_core.config.runs import CancelConfig, DrillConfig, LogsConfig, ReportConfig, ResumeConfig, StatusConfig
+from agl_core.config.runs import (
+    CancelConfig,
+    DoctorConfig,
+    DrillConfig,
+    LogsConfig,
+    PlanConfig,
+    ReportConfig,
+    ResumeConfig,
+    StatusConfig,
+    WatchConfig,
+)
 from agl_core.config.stage import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
-from agl_core.config.train import CheckpointConfig, DivergenceConfig, RestartConfig, TrainConfig, WatchdogConfig
+from agl_core.config.train import (
+    CheckpointConfig,
+    DivergenceConfig,
+    NotifyConfig,
+    RestartConfig,
+    TrainConfig,
+    WatchdogConfig,
+)
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -31,6 +48,7 @@ __all__ = [
     "CancelConfig",
     "CheckpointConfig",
     "DivergenceConfig",
+    "DoctorConfig",
     "DrillConfig",
     "EnsembleConfig",
     "EvaluateConfig",
@@ -39,7 +57,9 @@ __all__ = [
     "LogsConfig",
     "LossConfig",
     "ModelConfig",
+    "NotifyConfig",
     "OptimizerConfig",
+    "PlanConfig",
     "PredictConfig",
     "PrepareConfig",
     "QuicklookConfig",
@@ -52,6 +72,7 @@ __all__ = [
     "StageConfig",
     "StatusConfig",
     "TrainConfig",
+    "WatchConfig",
     "WatchdogConfig",
     "WeightsConfig",
     "WorldConfig",

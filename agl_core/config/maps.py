@@ -109,6 +109,12 @@ class PredictConfig:
     job: str = option(
         "", "name of the job on a cluster, a folder below runs; default: predict-<name of the out folder>"
     )
+    doctor: str = option(
+        "quick",
+        "what is checked before a submission: quick, as `doctor --quick` does it, and what fails is not submitted; "
+        "none (--cluster slurm)",
+        choices=("quick", "none"),
+    )
     dry_run: bool = option(False, "show what would be predicted or submitted, and stop")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 CODECS = ("auto", "zstd", "raw")
 TTA = ("none", "flips", "d4", "scales", "all")
 """Test-time augmentation."""
+NOTIFICATIONS = ("start", "stage", "interruption", "stall", "give-up", "score", "end")
+"""Of which the owner of a run may want to be told."""
 WEIGHTS_CACHE = "~/.cache/agl/encoders"
 
 

@@ -83,6 +83,33 @@ class RestartConfig:
 
 
 @dataclass
+class NotifyConfig:
+    """Who is told what while nobody looks."""
+
+    command: list[str] = option(
+        list,
+        "a command of yours, as a list of words such as [python, tell.py], that is run without a shell for each event "
+        "and gets it as JSON on its standard input; empty: none",
+        identity=False,
+    )
+    events: list[str] = option(
+        lambda: ["stage", "stall", "give-up", "score", "end"],
+        "which events: start, stage (one has ended), interruption, stall, give-up, score, end (of the run)",
+        identity=False,
+    )
+    score: float | None = option(None, "tell when a validated score reaches this (event score)", identity=False)
+    stall_minutes: float = option(
+        60.0, "tell when a job that runs has shown no sign of life for so long (event stall)", identity=False
+    )
+    mail: str = option(
+        "",
+        "address to which Slurm writes of the same events, but for stall and score (--cluster slurm); empty: none",
+        identity=False,
+    )
+    timeout: float = option(30.0, "seconds after which the command is killed", identity=False)
+
+
+@dataclass
 class TrainConfig:
     """`python launch.py` without a verb: train a recipe's stages."""
 
@@ -112,7 +139,7 @@ class TrainConfig:
     until: str = option(
         "report",
         "train: stop after the last stage; report: go on to predict and score the data set's test split, as far as it "
-        "has one, and to report.md",
+        "has one, and to report.html",
         choices=("train", "report"),
         identity=False,
     )
@@ -159,6 +186,16 @@ class TrainConfig:
         "CPU threads per rank; on CPU another number gives other last bits; default: the cluster's",
         identity=False,
     )
+    doctor: str = option(
+        "quick",
+        "what is checked before a submission: quick, as `doctor --quick` does it, and what fails is not submitted; "
+        "none (--cluster slurm)",
+        choices=("quick", "none"),
+        identity=False,
+    )
+    tensorboard_tiles: int = option(
+        4, "held-out tiles whose image, truth, prediction and error TensorBoard shows; 0: none", identity=False
+    )
     log_every: int = option(10, "optimiser steps between two lines of events.jsonl and TensorBoard", identity=False)
     max_agl: dict[str, float] = option(
         lambda: {"default": 200.0, "ARG": 100.0}, "highest AGL written, metres, by city (default: all others)"
@@ -168,4 +205,5 @@ class TrainConfig:
     divergence: DivergenceConfig = option(DivergenceConfig, "losses that are not finite")
     watchdog: WatchdogConfig = option(WatchdogConfig, "processes that hang")
     restart: RestartConfig = option(RestartConfig, "jobs that are started again")
+    notify: NotifyConfig = option(NotifyConfig, "who is told what while nobody looks")
     stages: dict[str, StageConfig] = option(dict, "the stages, in order, by name (given by the recipe)")

@@ -1,9 +1,12 @@
 """Values of a training run that make sense together."""
 
+import difflib
 import re
 from pathlib import Path
 
 from agl_core.config import ModelConfig, StageConfig, TrainConfig
+from agl_core.config.option import NOTIFICATIONS
+from agl_core.config.train import NotifyConfig
 from agl_core.errors import UserError
 from agl_core.validate.rules import STRIDE, check_rules
 
@@ -37,6 +40,7 @@ def check_train(config: TrainConfig) -> None:
     Interval.parse(config.checkpoint.interval, "checkpoint.interval")
     if config.checkpoint.keep_every:
         Span.parse(config.checkpoint.keep_every, "checkpoint.keep_every")
+    _check_notify(config.notify)
     if not config.stages:
         raise UserError(f"recipe {config.recipe!r} has no stages: there is nothing to train")
     for number, (name, stage) in enumerate(config.stages.items()):
@@ -61,6 +65,39 @@ def _check_model(model: ModelConfig) -> None:
         raise UserError(
             f"model.attention is {model.attention}, which the decoder {model.decoder} does not have: give none, or "
             f"model.decoder={ATTENTIVE[0]}"
+        )
+
+
+def _check_notify(notify: NotifyConfig) -> None:
+    for name, words in (("command", notify.command), ("events", notify.events)):
+        if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+            raise UserError(f"notify.{name} is {words!r}: must be a list of texts, such as ['a', 'b']")
+    for event in notify.events:
+        if event not in NOTIFICATIONS:
+            near = difflib.get_close_matches(event, NOTIFICATIONS, 1, 0.5)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UserError(
+                f"notify.events has {event!r}, which is no event: {meant}there are {', '.join(NOTIFICATIONS)}"
+            )
+    if notify.command and (not notify.command[0].strip() or any("\0" in word for word in notify.command)):
+        raise UserError(f"notify.command is {notify.command}: its first word must be a program, and no word has a NUL")
+    if (notify.command or notify.mail) and not notify.events:
+        raise UserError(
+            "notify.events is empty, so that nobody would be told of anything: name some events, or leave it out"
+        )
+    if notify.score is not None and "score" not in notify.events:
+        raise UserError(
+            f"notify.score is {notify.score:g}, but notify.events has no score: add it there, or leave notify.score out"
+        )
+    if notify.mail and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._%+@,-]*", notify.mail):
+        raise UserError(
+            f"notify.mail is {notify.mail!r}: give an address such as me@example.org, or several with commas, without "
+            "blanks"
+        )
+    if notify.mail and not set(notify.events) - {"stall", "score"}:
+        raise UserError(
+            f"notify.mail is given, but of notify.events ({', '.join(notify.events)}) Slurm knows nothing: add stage, "
+            "give-up, end, interruption or start, or use notify.command"
         )
 
 

@@ -1,0 +1,1 @@
+"""What on a site will bite a run, found out before it does."""

@@ -1,0 +1,1 @@
+"""When a run will end, and what interruptions will cost."""
