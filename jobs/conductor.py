@@ -28,6 +28,7 @@ from jobs.cluster import ClusterConfig, load_cluster
 from jobs.failure import JobError
 from jobs.history import History, incarnations
 from jobs.ledger import crashes_in_a_row, give_up
+from jobs.notify import following
 from jobs.pipeline import STAGE
 from jobs.progress import kept, reached
 from jobs.rank import ATTEMPT, CONDUCTOR, GPUS, MOST_ATTEMPTS, PORT
@@ -49,7 +50,7 @@ class Conductor:
         self.allocation, self.cluster = allocation, cluster
         config = run.config() if run.exists() else TrainConfig()
         self.limits, self.grace = config.restart, config.checkpoint.grace
-        self.history = History(run.history)
+        self.history = History(run.history, run.events)
         self.told = False  # whether Slurm has begun to end this process too
 
     def conduct(self) -> None:
@@ -61,15 +62,19 @@ class Conductor:
         """
         before = {number: signal.signal(number, self._told) for number in SIGNALS}
         try:
-            for attempt in range(MOST_ATTEMPTS):
-                end = self._attempt_patiently(attempt)
-                if end.kind == ENDED_WELL:
-                    self._note(attempt, end, "", DONE)
-                    return
-                self._answer(attempt, end)
+            with following(self.run, self.name, self.kind):
+                self._attempt_all()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _attempt_all(self) -> None:
+        for attempt in range(MOST_ATTEMPTS):
+            end = self._attempt_patiently(attempt)
+            if end.kind == ENDED_WELL:
+                self._note(attempt, end, "", DONE)
+                return
+            self._answer(attempt, end)
 
     def _attempt_patiently(self, attempt: int) -> AttemptEnd:
         """An attempt; where this process itself is refused something, by a full disk or a machine without room for
@@ -102,8 +107,9 @@ class Conductor:
         }
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         self.history.begin(
-            self.name, self.allocation.job_id, self.allocation.restart, attempt, kept(self.run, self.name, self.kind)
-        )
+            self.name, self.allocation.job_id, self.allocation.restart, attempt,
+            kept(self.run, self.name, self.kind), reached(self.run, self.name, self.kind),
+        )  # fmt: skip
         code = process.wait()
         self._await_ends(folder, ranks, code)
         return judge(read_ends(folder, ranks), code)
@@ -229,7 +235,7 @@ def stand_in(run_dir: Path, name: str, kind: str, attempt: int) -> None:
     """Hand the job back in the place of a conductor that was killed: called by rank 0, which has been warned of the
     end of the allocation and has saved."""
     run, allocation = Run(run_dir), Allocation.here()
-    history = History(run.history)
+    history = History(run.history, run.events)
     open_ones = [each for each in incarnations(history.entries(), name) if each.end is None]
     if not open_ones or open_ones[-1].begin["id"] != allocation.job_id:
         return  # it has left in order, before this rank

@@ -69,7 +69,7 @@ def _cancel_jobs(runs: Sequence[Run]) -> list[str]:
         raise UserError(f"Slurm does not cancel the jobs {', '.join(ids)} ({refusal}): try again, as their owner")
     for run, jobs in active.items():
         if jobs:
-            History(run.history).cancel(jobs.values())
+            History(run.history, run.events).cancel(jobs.values())
     names = [
         f"{job if len(runs) == 1 else f'{run.name}/{job}'} (job {id})" for run, jobs in active.items()
         for job, id in jobs.items()
@@ -93,7 +93,7 @@ def _end(holder: survey.Holder, run: Run) -> str:
         raise UserError(
             f"process {holder.pid}, which trains run {run.name}, belongs to another user: only they can end it"
         ) from None
-    History(run.history).cancel([f"pid {holder.pid}"])
+    History(run.history, run.events).cancel([f"pid {holder.pid}"])
     return f"process {holder.pid} was asked to save and leave"
 
 
@@ -131,6 +131,8 @@ def resume(config: ResumeConfig, cluster_keys: Assignments) -> None:
         raise UserError(f"{run.path} has none of its runs beside it any more: there is nothing to continue")
     _check_active([*runs, run], config)
     configs = [replace(each.config(), run=each.name, runs=str(each.path.parent)) for each in runs]
+    if config.doctor != "as-begun":
+        configs = [replace(each, doctor=config.doctor) for each in configs]
     before, cluster = find_cluster(config, cluster_keys, runs[0], configs[0])
     if config.cluster:
         configs = [
@@ -151,7 +153,9 @@ def _resume_prediction(run: Run, config: ResumeConfig, cluster_keys: Assignments
     _check_active([run], config)
     asked = run.prediction()
     _, cluster = find_cluster(config, cluster_keys, run, asked)
-    continue_prediction(run, replace(asked, cluster=config.cluster or asked.cluster), cluster)
+    doctor = asked.doctor if config.doctor == "as-begun" else config.doctor
+    asked = replace(asked, cluster=config.cluster or asked.cluster, doctor=doctor)
+    continue_prediction(run, asked, cluster)
 
 
 def find_cluster(

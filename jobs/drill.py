@@ -21,7 +21,7 @@ from agl_core.reporting.progress import Progress
 from jobs.failure import JobError
 from jobs.interruption import Pace, draw
 from jobs.rehearsal import Incarnation, Rehearsal
-from jobs.verdict import Verdict, account, compare_runs, goodput, problems, read_events
+from jobs.verdict import Verdict, account, compare_runs, goodput, problems, read_events, time_spent
 
 LAUNCH = Path(__file__).parent.parent / "launch.py"
 STAGE = "train"
@@ -199,6 +199,7 @@ def judge(interrupted: Path, whole: Path, incarnations: list[Incarnation], asked
         goodput=goodput(whole, incarnations),
         difference=compare_runs(interrupted, whole, STAGE),
         problems=problems(incarnations, rows, asked),
+        account=time_spent(interrupted),
     )
 
 

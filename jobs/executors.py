@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from agl_core.config import CheckpointConfig
+from agl_core.config.train import NotifyConfig
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
@@ -16,6 +17,8 @@ from jobs.debug import post_mortem
 from jobs.failure import JobError, JobInterruptedError
 from jobs.history import History
 from jobs.local import check_gpus, fresh_folder, run_ranks, visible_gpus
+from jobs.mail import is_last, mail_options
+from jobs.notify import following
 from jobs.pipeline import PREDICT, STAGE, JobSpec
 from jobs.progress import kept, reached
 from jobs.sbatch import SHARED, sbatch_text
@@ -42,7 +45,7 @@ def execute(jobs: Sequence[JobSpec], cluster: ClusterConfig) -> None:
         submit(jobs, cluster)
         return
     for job in jobs:
-        with _told(job):
+        with following(job.run, job.name, job.kind), _told(job):
             asked = _run_ranks(job, cluster) if _has_ranks(job, cluster) else _do_here(job, cluster)
         if asked and job is not jobs[-1]:
             raise JobInterruptedError(f"interrupted at the end of {job.key}")
@@ -71,8 +74,9 @@ def _do_here(job: JobSpec, cluster: ClusterConfig) -> bool:
 @contextmanager
 def _told(job: JobSpec) -> Iterator[None]:
     """Write the beginning and the end of a job on this machine into the history of its run."""
-    history, id = History(job.run.history), f"pid {os.getpid()}"
-    history.begin(job.name, id, step=kept(job.run, job.name, job.kind))
+    history, id = History(job.run.history, job.run.events), f"pid {os.getpid()}"
+    before = reached(job.run, job.name, job.kind)
+    history.begin(job.name, id, step=kept(job.run, job.name, job.kind), reached=before)
 
     def end(how: str, deed: str, error: BaseException | None = None) -> None:
         told = RankEnd(0) if error is None else end_of(error)
@@ -121,10 +125,15 @@ def enter(cluster: ClusterConfig) -> None:
         os.environ.update({name: cluster.environment[name] for name in CACHES if name in cluster.environment})
 
 
-def describe(jobs: Sequence[JobSpec], cluster: ClusterConfig, threads: int, workers: int) -> str:
-    """What `execute` would do with these jobs: for Slurm the scripts word by word, otherwise a line per job."""
+def describe(
+    jobs: Sequence[JobSpec], cluster: ClusterConfig, threads: int, workers: int, notify: NotifyConfig | None = None
+) -> str:
+    """What `execute` would do with these jobs: for Slurm the scripts word by word, otherwise a line per job.
+
+    notify: whom Slurm is to write to."""
     if cluster.executor == "slurm":
-        return "\n".join(_script(job, cluster) for job in jobs)
+        wanted = notify or NotifyConfig()
+        return "\n".join(_script(job, cluster, mail_options(wanted, job.kind, is_last(job, jobs))) for job in jobs)
     return "\n".join(
         f"{number}. {job.key}: {_where(job, cluster, threads, workers)}"
         + (f"; after {', '.join(job.after)}" if job.after else "")
@@ -143,12 +152,12 @@ def _where(job: JobSpec, cluster: ClusterConfig, threads: int, workers: int) -> 
     return f"{where}, on {gpus}; per process {_count(threads, 'thread')}{loading}"
 
 
-def _script(job: JobSpec, cluster: ClusterConfig) -> str:
+def _script(job: JobSpec, cluster: ClusterConfig, mail: dict[str, str]) -> str:
     before = f"after {', '.join(job.after)} succeeded" if job.after else "at once"
     # Slurm gives the ids when the jobs are submitted.
     ids = [f"ID_OF_{key.replace('/', '_').upper()}" for key in job.after]
     return f"# ---- {job.key}: submitted with sbatch, starts {before}\n" + sbatch_text(
-        cluster, job, snapshot_path(job.run.code), ids
+        cluster, job, snapshot_path(job.run.code), ids, mail
     )
 
 

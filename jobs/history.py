@@ -17,30 +17,51 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from agl_core.reporting.events import LAUNCH, LEAVE, Appender, JobLog
 
 Entry = dict[str, Any]
 
 DONE, INTERRUPTED, CRASHED, REFUSED, TAKEN_OVER = "done", "interrupted", "crashed", "refused", "taken over"
 BEGIN, END, CANCEL = "begin", "end", "cancel"
 
+MOST_TEXT = 500
+"""Characters of a text that are kept as an event."""
+
 
 class History:
-    """Appends to the history at `path`; no job fails because of it.
+    """Appends to the history at `path`, and what it says of time to the events of the run too; no job fails because of
+    it.
 
     An entry that the disk refuses stays in memory and is tried again, in order, with the next one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, events: Path | None = None) -> None:
+        """events: the run's file of events (see `agl_core.reporting.events`); None: it is not told."""
         self._path = Path(path)
-        self._pending: list[bytes] = []
+        self._lines = Appender(self._path)
+        self._events = None if events is None else JobLog(events)
 
-    def begin(self, job: str, id: str, restart: int = 0, attempt: int = 0, step: int | None = None) -> None:
-        """The job `job` starts in this process or below it, with the job id `id`."""
+    def begin(
+        self,
+        job: str,
+        id: str,
+        restart: int = 0,
+        attempt: int = 0,
+        step: int | None = None,
+        reached: int | None = None,
+    ) -> None:
+        """The job `job` starts in this process or below it, with the job id `id`. reached: the last step that the
+        starts before it have done, which is for the events alone."""
         who = {"host": socket.gethostname(), "pid": os.getpid()}
-        self._append(BEGIN, job=job, id=id, restart=restart, attempt=attempt, step=step, **who)
+        at = self._append(BEGIN, job=job, id=id, restart=restart, attempt=attempt, step=step, **who)
+        if self._events is not None:
+            told = {"restart": restart, "attempt": attempt, "host": who["host"], "step": step, "reached": reached}
+            self._events.write(LAUNCH, job, at, id=id, **told)
 
     def end(
         self,
@@ -59,40 +80,31 @@ class History:
         """What was begun with the same job, id, restart and attempt has ended: how, why, and what is done about it.
 
         text: one sentence; traceback: the last lines of the rank at fault."""
-        told = {"end": end, "why": why, "deed": deed, "text": text, "traceback": traceback}
-        self._append(END, job=job, id=id, restart=restart, attempt=attempt, step=step, **told)
+        told = {"end": end, "why": why, "deed": deed, "text": text}
+        at = self._append(END, job=job, id=id, restart=restart, attempt=attempt, step=step, **told, traceback=traceback)
+        if self._events is not None:
+            told["text"] = text.partition("\n")[0][:MOST_TEXT]
+            self._events.write(LEAVE, job, at, id=id, restart=restart, attempt=attempt, step=step, **told)
 
     def cancel(self, ids: Iterable[str]) -> None:
         """The user has cancelled these jobs."""
-        self._append(CANCEL, job="", id=",".join(ids))
+        joined = ",".join(ids)
+        at = self._append(CANCEL, job="", id=joined)
+        if self._events is not None:
+            self._events.write(CANCEL, "", at, ids=joined)
 
     def entries(self) -> list[Entry]:
         """All entries in their order; see `read_history`."""
         return read_history(self._path)
 
-    def _append(self, kind: str, **values: Any) -> None:
-        entry = {"time": round(time.time(), 3), "kind": kind, **values}
-        self._pending.append(json.dumps(entry).encode() + b"\n")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Opened for every entry: other machines see at once what was written before a file was closed.
-            with self._path.open("ab+", buffering=0) as file:
-                while self._pending:
-                    # A line that was cut off stays unreadable, but must not spoil the next one.
-                    line = (b"\n" if _torn(file) else b"") + self._pending[0]
-                    if file.write(line) != len(line):
-                        return  # the disk is full; the next entry begins with the same line
-                    self._pending.pop(0)
-        except OSError:
-            return
-
-
-def _torn(file: Any) -> bool:
-    """Whether the last line of an open file has no end."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return False
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) != b"\n")
+    def _append(self, kind: str, **values: Any) -> float:
+        """Append an entry; returns its time."""
+        at = round(time.time(), 3)
+        with suppress(OSError):
+            self._lines.append(json.dumps({"time": at, "kind": kind, **values}))
+        # Opened for every entry: other machines see at once what was written before a file was closed.
+        self._lines.release()
+        return at
 
 
 def read_history(path: Path) -> list[Entry]:

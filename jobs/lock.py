@@ -3,11 +3,13 @@
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from agl_core.errors import UserError
 from agl_core.files import read_json, writable_folder, write_json
+from agl_core.reporting.events import SUBMIT, JobLog
 from jobs.runs import Run
 from jobs.scontrol import queue
 
@@ -50,8 +52,22 @@ def hold(run: Run, submits: bool = False) -> Iterator[None]:
 
 
 def remember(run: Run, submitted: dict[str, str]) -> None:
-    """Keep the ids of the jobs that were submitted for the run, by name."""
+    """Keep the ids of the jobs that were submitted for the run, by name; of each its submission is an event."""
+    before = _submitted_before(run)
     write_json(run.submitted, submitted)
+    log, now = JobLog(run.events), time.time()
+    for name, id in submitted.items():
+        if before.get(name) != id:
+            log.write(SUBMIT, name, now, id=id)
+
+
+def _submitted_before(run: Run) -> dict[str, str]:
+    """What the file says that is about to be replaced."""
+    try:
+        content = read_json(run.submitted)
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_queue(run: Run, submits: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from agl_core.config import PredictConfig, TrainConfig
 from agl_core.errors import UserError
 from agl_core.files import read_json, writable_folder, write_text
+from agl_core.reporting.events import trained
 from jobs.settings import apply_mapping, flat, load_train_config, read_mapping, to_yaml
 
 MOST_DIFFERENCES = 3
@@ -82,7 +83,7 @@ class Run:
     @property
     def report_file(self) -> Path:
         """What became of it all, in one page."""
-        return self.path / "report.md"
+        return self.path / "report.html"
 
     @property
     def ensemble_file(self) -> Path:
@@ -125,7 +126,7 @@ class Run:
 
     def begun(self) -> bool:
         """Whether anything was trained in it: until then its configuration commits to nothing."""
-        return any(path.exists() for path in (self.events, self.path / "checkpoints", self.path / "stages"))
+        return trained(self.events) or any((self.path / name).exists() for name in ("checkpoints", "stages"))
 
     def config(self) -> TrainConfig:
         """The run's configuration."""

@@ -2,14 +2,18 @@
 
 import os
 import sys
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from agl_core.errors import UserError
+from agl_core.reporting.events import CANCEL, JobLog
 from jobs.cluster import ClusterConfig
 from jobs.lock import remember
+from jobs.mail import is_last, mail_options
+from jobs.notify import wanted_of
 from jobs.pipeline import JobSpec
 from jobs.runs import Run
 from jobs.sbatch import batch_python, job_name, parameters
@@ -34,17 +38,22 @@ def submit(jobs: Sequence[JobSpec], cluster: ClusterConfig) -> dict[str, str]:
     for run in runs:
         check_path(run)
     code = {run: take_snapshot(run.code) for run in runs}
+    wanted = wanted_of(list(runs))
     submitted: dict[str, str] = {}
     try:
         for job in jobs:
             after = [submitted[key] for key in job.after]
-            _submit(job, cluster, parameters(cluster, job, code[job.run], after), submitted)
+            mail = mail_options(wanted, job.kind, is_last(job, jobs))
+            _submit(job, cluster, parameters(cluster, job, code[job.run], after, mail), submitted)
             own = {other.name: submitted[other.key] for other in jobs
                    if other.run == job.run and other.key in submitted}  # fmt: skip
             remember(job.run, own)
             print(f"{job.key}: job {submitted[job.key]}" + (f" after {', '.join(after)}" if after else ""), flush=True)
     except BaseException:  # Ctrl-C too: half a pipeline is of no use
         missed = [job for job in jobs if job.key not in submitted][:1]
+        for run in runs:
+            if ids := [submitted[job.key] for job in jobs if job.run == run and job.key in submitted]:
+                JobLog(run.events).write(CANCEL, "", time.time(), ids=",".join(ids))
         _take_back([*submitted.values(), *(id for job in missed for id in _unheard(job))])
         raise
     return submitted

@@ -14,6 +14,8 @@ from rich.table import Table
 from agl_core.durable.chain import first_difference, read_chains
 from agl_core.durable.exits import INTERRUPTED
 from agl_core.errors import UserError
+from agl_core.reporting import goodput as times
+from agl_core.reporting.events import read_all
 from jobs.rehearsal import EVENTS, Incarnation, Tail
 
 AVERAGE = "last-ema"
@@ -39,7 +41,7 @@ class Row:
 class Verdict:
     """The result of a drill. stall, save: seconds per checkpoint that the step waited, and that the writing took;
     goodput: see `goodput`; difference: where the results first differ; problems: broken promises that do not touch the
-    results."""
+    results; account: where the time of the interrupted run has gone by its events, None if it has none."""
 
     rows: list[Row]
     saves: int
@@ -48,6 +50,7 @@ class Verdict:
     goodput: float
     difference: str | None
     problems: list[str]
+    account: times.Account | None = None
 
     @property
     def identical(self) -> bool:
@@ -82,6 +85,7 @@ class Verdict:
             "goodput": round(self.goodput, 4),
             "difference": self.difference,
             "problems": self.problems,
+            "account": self.account.as_json() if self.account is not None else None,
         }
 
     def as_table(self) -> RenderableType:
@@ -103,11 +107,23 @@ class Verdict:
             ("time to resume", f"{self.seconds_to_resume:.1f} s from the command to the end of its first step, mean"),
             ("checkpoint stall", stall),
             ("goodput", f"{self.goodput:.1%} (training time undisturbed / first launch to end)"),
+            *_itemised(self.account),
             ("bit-identical", "yes" if self.identical else f"NO: {self.difference}"),
             *(("problem", problem) for problem in self.problems),
         ):
             totals.add_row(name, value)
         return Group(table, totals)
+
+
+def _itemised(account: times.Account | None) -> list[tuple[str, str]]:
+    """Where the time has gone, and what that makes of goodput, as rows of a table."""
+    if account is None or not account.wall:
+        return []
+    parts = [
+        f"{item} {seconds:.1f} s ({seconds / account.wall:.1%})" for item, seconds in account.seconds.items() if seconds
+    ]
+    effective = f"{account.goodput:.1%} (time of the steps that count / all time in which the run was not stopped)"
+    return [("by its events", effective), (f"{account.wall:.1f} s", "; ".join(parts))]
 
 
 def account(incarnations: Sequence[Incarnation]) -> list[Row]:
@@ -218,6 +234,11 @@ def goodput(whole: Path, incarnations: Sequence[Incarnation]) -> float:
         event["kind"]: float(event["time"]) for event in read_events(whole) if event["kind"] in ("start", "finish")
     }
     return (times["finish"] - times["start"]) / (incarnations[-1].ended - incarnations[0].launched)
+
+
+def time_spent(run_dir: Path) -> times.Account | None:
+    """Where the time of a run has gone, by its events; None if it has none."""
+    return times.account(read_all(run_dir / EVENTS))
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:

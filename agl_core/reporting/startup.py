@@ -64,6 +64,10 @@ class Stopwatch:
             self._seconds[item] = self._seconds.get(item, 0.0) + now - self._last
             self._last = now
 
+    def launched(self, now: float) -> float | None:
+        """When what it measures began, in seconds since 1970 as `now` is; None outside a start."""
+        return now - sum(self._seconds.values()) - (self._clock() - self._last) if self._running else None
+
     def end(self) -> dict[str, float]:
         """The start is over: its seconds by item, in milliseconds' resolution and in the order of the marks."""
         self._running = False

@@ -22,6 +22,16 @@ class DataWait:
         self._seconds += seconds
         self._stretch += 1
 
+    @property
+    def seconds(self) -> float:
+        """What the steps since the last call of `share` have taken."""
+        return self._seconds
+
+    @property
+    def waited(self) -> float:
+        """For how much of `seconds` data was waited for."""
+        return min(self._waited, self._seconds)
+
     def share(self) -> tuple[float, str]:
         """The share of the time since the last call, 0 to 1, and a warning, if it is time for one: it comes once.
 

@@ -84,7 +84,7 @@ def leave(bench: Workbench, verdict: Verdict) -> NoReturn:
     step, name = bench.state.step, signal.Signals(verdict.signal).name.removeprefix("SIG")
     if bench.parallel.first:
         _save_last(bench, verdict.seconds_left)
-        bench.journal.event("interruption", step, signal=name, saved=bench.saver.last_good)
+        bench.journal.event("interruption", step, signal=name, saved=bench.saver.last_good, **bench.last_step())
         with suppress(OSError):
             bench.lease.release(step)
     # The others wait here: the first of them to end would have all ended on some clusters.
@@ -100,7 +100,8 @@ def refuse(bench: Workbench, reason: str) -> NoReturn:
     reason = bench.parallel.any_text(reason)
     if bench.parallel.first:
         _save_last(bench, bench.guard.remaining())
-        bench.journal.event("refusal", bench.state.step, text=reason, saved=bench.saver.last_good)
+        told = {"text": reason, "saved": bench.saver.last_good, **bench.last_step()}
+        bench.journal.event("refusal", bench.state.step, **told)
         with suppress(OSError):
             bench.lease.release(bench.state.step)
     bench.parallel.barrier()
@@ -117,7 +118,8 @@ def run_short(bench: Workbench, shortage: MemoryShortageError) -> NoReturn:
     bench.parallel.fail()
     saved = save_what_stands(bench)
     kept = f"the state after step {saved} is saved" if saved else "there was nothing to save"
-    bench.journal.event("refusal", bench.state.step, text=str(shortage), saved=bench.saver.last_good)
+    told = {"text": str(shortage), "saved": bench.saver.last_good, **bench.last_step()}
+    bench.journal.event("refusal", bench.state.step, **told)
     raise MemoryShortageError(f"{shortage}; {kept}") from shortage
 
 

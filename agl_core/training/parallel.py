@@ -183,6 +183,27 @@ class Parallel:
             raise PeerLostError("this process has given up on the others")
         return found
 
+    def to_first(self, values: Tensor, rank: int) -> Tensor:
+        """The `values` of process `rank` in the first one; elsewhere this process's own. CPU tensors of one shape and
+        type in both; the other processes have nothing to do with it and need not call it.
+
+        Raises:
+            PeerLostError: the other process is gone.
+        """
+        if rank == 0 or self.rank not in (0, rank):
+            return values
+        if self._abandoned:
+            raise PeerLostError("this process has given up on the others")
+        with self.exchanging():
+            if not self.first:
+                dist.send(values, dst=0, group=self._control)
+                return values
+            found = torch.empty_like(values)
+            dist.recv(found, src=rank, group=self._control)
+        if self._abandoned:
+            raise PeerLostError("this process has given up on the others")
+        return found
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true in any process, the same answer everywhere."""
         return any(bool(value) for value in self.gather(torch.tensor([int(flag)])))

@@ -44,6 +44,8 @@ class Saver:
         self._folder = folder
         self.writer = CheckpointWriter(folder, Retention(config.keep, config.keep_best), lease.writing, bad)
         self._ended: list[Saved | SaveFailed] = []
+        self._taken: dict[int, tuple[float, float]] = {}
+        """By step: when its state was taken, seconds since 1970, and how long an earlier write was waited for then."""
         self._begun, self._cost = time.monotonic(), 0.0
         self._failing_since: float | None = None
         self._retry = False
@@ -72,6 +74,7 @@ class Saver:
     def begin(self, state: TrainingState, journal: Journal) -> None:
         """Copy the state and write it in the background, after what is still being written. If that takes very long,
         training goes on without this checkpoint."""
+        at, began = time.time(), time.monotonic()
         self.writer.wait(SLOW)
         if self.writer.busy:
             journal.warn(
@@ -80,6 +83,7 @@ class Saver:
                 f"{state.step} is left out",
             )
             return
+        self._taken[state.step] = (at, time.monotonic() - began)
         self.writer.begin(state.checkpoint(self._flags(state)))
         self._begun, self._retry, self.last_step = time.monotonic(), False, state.step
 
@@ -93,6 +97,7 @@ class Saver:
         self._collect()
         if self.last_good == state.step:
             return True
+        self._taken.setdefault(state.step, (time.time(), 0.0))
         done = self.writer.save(state.checkpoint(self._flags(state)), seconds_left)
         self._collect()
         if done:
@@ -113,8 +118,10 @@ class Saver:
         ended, self._ended = self._ended, []
         for end in ended:
             if isinstance(end, Saved):
-                times = {"stall": round(end.stall, 4), "seconds": round(end.seconds, 3), "bytes": end.bytes}
-                journal.event("checkpoint", end.step, **times)
+                at, waited = self._taken.pop(end.step, (time.time() - end.seconds, 0.0))
+                self._taken = {step: taken for step, taken in self._taken.items() if step > end.step}
+                times = {"stall": round(end.stall + waited, 4), "seconds": round(end.seconds, 3), "bytes": end.bytes}
+                journal.event("checkpoint", end.step, **times, at=round(at, 3))
                 chain.state(end.step, end.digests)
             else:
                 self._refused(end.error, journal, step)

@@ -12,13 +12,14 @@ from agl_core.config import TrainConfig
 from agl_core.data.batch import Batch
 from agl_core.durable.exits import PeerLostError
 from agl_core.durable.guard import Guard
+from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
 from agl_core.inference.predictor import NotFiniteError
 from agl_core.reporting.startup import stopwatch
 from agl_core.scoring.score import Score
 from agl_core.training.agreement import Verdict, samples_digest
-from agl_core.training.datawait import DataWait
 from agl_core.training.endings import finish, leave, refuse, run_short, save_if_hung, save_what_stands
+from agl_core.training.gallery import worth_a_picture
 from agl_core.training.incarnation import JobStart
 from agl_core.training.memory import MemoryShortageError
 from agl_core.training.parallel import Parallel
@@ -79,7 +80,6 @@ class StageTrainer:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self._chain_refused = False
-        self._data_wait = DataWait()
         self._refusal = ""  # why this process has no data for the next step
 
     def run(self, observe: Observer | None = None) -> None:
@@ -121,7 +121,7 @@ class StageTrainer:
             self._conclude(verdict, lr)
             seconds = time.monotonic() - began
             busy += seconds
-            self._data_wait.step(verdict.waited, seconds)
+            bench.stepped(verdict.waited, seconds)
             self._report(verdict, lr, (bench.state.step - bench.start) * bench.stage.batch / busy)
             if bench.state.step == bench.start + 1:
                 self._tell_startup()
@@ -175,15 +175,14 @@ class StageTrainer:
         bench = self.bench
         step = bench.state.step
         if not verdict.finite:
-            bench.journal.advance()
             bench.journal.event("skip", step, losses=[str(loss) for loss in verdict.losses])
-            return
-        bench.journal.advance(verdict.losses[0])
-        if step in (bench.total, bench.start + 1) or step % bench.config.log_every == 0:
-            share, warning = self._data_wait.share()
-            bench.journal.step(step, verdict.losses, lr, rate, share)
+        elif step in (bench.total, bench.start + 1) or step % bench.config.log_every == 0:
+            seconds, waited = bench.data_wait.seconds, bench.data_wait.waited
+            share, warning = bench.data_wait.share()
+            bench.journal.step(step, verdict.losses, lr, rate, share, seconds, waited)
             if warning:
                 bench.journal.warn(step, warning)
+        bench.journal.advance(step)
 
     def _boundary(self, verdict: Verdict) -> bool:
         """What is done between two steps; whether the stage has its length."""
@@ -238,6 +237,7 @@ class StageTrainer:
             bench.watchdog.beat("validation")
             return bench.guard.requested
 
+        bench.journal.validating(state.step)
         try:
             results = self._scores(give_up)
         except NotFiniteError as error:  # the next steps will show whether training is lost
@@ -249,7 +249,10 @@ class StageTrainer:
         if results is None:
             return False
         bench.journal.validation(state.step, results, time.monotonic() - began)
-        if state.best_score is None or results.best.score > state.best_score:
+        new_best = state.best_score is None or results.best.score > state.best_score
+        self._show(results, new_best)
+        bench.gallery.forget()
+        if new_best:
             if bench.parallel.first:
                 try:
                     bench.offer(results)
@@ -261,13 +264,38 @@ class StageTrainer:
         state.validated = state.step
         return True
 
+    def _show(self, results: Scores, new_best: bool) -> None:
+        """Show what has been predicted for the chosen tiles. It is there before any process calls this validation dealt
+        with, and whatever goes wrong in drawing and writing it changes nothing else."""
+        bench, state = self.bench, self.bench.state
+        picture = worth_a_picture(state.step, bench.total, state.best_step, new_best)
+        if not bench.gallery.tiles or not (picture or new_best):
+            return
+        shown = bench.gallery.collect(int(results.ema))
+        if bench.parallel.first:
+            try:
+                tiles = bench.gallery.tiles_with(shown)
+                if picture:
+                    bench.gallery.draw(state.step, tiles)
+                if new_best:
+                    with bench.lease.writing():
+                        bench.gallery.write(tiles, state.step, results.best.score)
+            except LeaseLostError:
+                raise
+            except Exception as error:
+                bench.journal.warn(state.step, f"the tiles of this validation cannot be shown ({error})")
+        if not new_best:
+            bench.parallel.barrier()
+
     def _scores(self, give_up: Callable[[], bool]) -> Scores | None:
         """Of the weights and of their average, or None if a signal came meanwhile; raises what `validate` does."""
         bench = self.bench
         found: list[Score] = []
+        bench.gallery.forget()
         for predictor in bench.predictors:
+            look = bench.gallery.look()
             try:
-                score = validate(predictor, bench.store, bench.split.validation, bench.parallel, give_up)
+                score = validate(predictor, bench.store, bench.split.validation, bench.parallel, give_up, look)
             except NotFiniteError as error:
                 if not found:
                     raise

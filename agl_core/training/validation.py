@@ -9,7 +9,7 @@ from agl_core.data.store import Store
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
 from agl_core.inference.memory import TooLargeError, is_shortage
-from agl_core.inference.predictor import NotFiniteError, Predictor
+from agl_core.inference.predictor import NotFiniteError, Prediction, Predictor
 from agl_core.scoring.score import ImageResult, Score, score
 from agl_core.scoring.sums import ImageSums, image_sums
 from agl_core.training.parallel import Parallel
@@ -38,12 +38,13 @@ def validate(
     tiles: Sequence[int],
     parallel: Parallel,
     give_up: Callable[[], bool] = lambda: False,
+    look: Callable[[int, Prediction], None] = lambda tile, predicted: None,
 ) -> Score | None:
     """Predict the whole images `tiles` of the store and score them as `evaluate` would from disk.
 
     Process `rank` takes every `world_size`-th image. What is exchanged is integer sums and poses, one row an image,
     so every process returns the same score to the last bit. `give_up` is asked before every image; if it says so in any
-    process, all return None.
+    process, all return None. `look` is shown each of `tiles` with its prediction, in the process that has made it.
 
     Raises:
         NotFiniteError: in all processes, if the network's answer is not finite in one.
@@ -75,6 +76,7 @@ def validate(
             break
         sums[row] = torch.tensor(image_sums(agl, predicted.agl_cm).as_ints())
         poses[row] = torch.tensor([predicted.pose.scale, predicted.pose.angle], dtype=torch.float64)
+        look(tiles[row], predicted)
     if parallel.any(given_up):
         return None
     if refusal := parallel.any_text(refusal):

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,14 +29,17 @@ from agl_core.inference.predictor import Predictor
 from agl_core.model.losses import GeoposeLoss
 from agl_core.model.precision import Precision
 from agl_core.reporting.events import EventLog, count_interruptions
-from agl_core.reporting.progress import Progress
-from agl_core.reporting.scalars import Scalars
+from agl_core.reporting.scalars import Pictures, Scalars
 from agl_core.reporting.startup import stopwatch
+from agl_core.reporting.view import LiveView
 from agl_core.scoring.score import Score
 from agl_core.scoring.sums import load_code
 from agl_core.training.agreement import Verdict, agree
 from agl_core.training.best import BestWeights
 from agl_core.training.build import Origin
+from agl_core.training.datawait import DataWait
+from agl_core.training.gallery import Gallery
+from agl_core.training.hardware import hardware
 from agl_core.training.incarnation import JobStart, begin_incarnation
 from agl_core.training.journal import Journal
 from agl_core.training.optimizer import optimizer_name
@@ -51,7 +55,8 @@ class Workbench:
     """One process's part of one incarnation of a stage: its data, state, step, files and watchers.
 
     `changing` is true while there is no state that could be saved, and `stepping` is held while it changes; `recent`
-    holds the last entries of the chain, each with the link before it.
+    holds the last entries of the chain, each with the link before it. `launched` is when this start began, in
+    seconds since 1970.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class Workbench:
     ) -> None:
         """`resources` ends what runs beside the training and closes the files; `on_hang` is called by the watchdog."""
         self.config, self.name, self.run_dir, self.parallel, self.guard = config, stage, run_dir, parallel, guard
+        self.job = job_start.job
+        self.launched = stopwatch.launched(time.time()) or time.time()
         self.changing = True
         self.stepping = threading.Lock()
         self.stage, number = config.stages[stage], list(config.stages).index(stage)
@@ -132,12 +139,21 @@ class Workbench:
         if self.start:  # the incarnation that saved it may have been killed before it could write this down
             self.chain.state(self.start, read_digests(run_dir / "checkpoints" / stage / checkpoint_name(self.start)))
         resources.callback(self.chain.close)
+        self.data_wait = DataWait()
+        self._stepped: float | None = None
         self.recent: deque[tuple[str, int, int, list[float]]] = deque(maxlen=2)
-        self.progress = Progress(stage, self.total, "steps", self.start, shown=parallel.first)
+        history = run_dir / "events.jsonl"
+        self.progress = LiveView(stage, self.total, self.start, config, history, shown=parallel.first)
         events = EventLog(run_dir / "events.jsonl" if parallel.first else None, stage, self.lease.generation)
-        scalars = Scalars(run_dir / "tensorboard" if parallel.first else None, stage, self.start)
+        tensorboard = run_dir / "tensorboard" if parallel.first else None
+        scalars = Scalars(tensorboard, stage, self.lease.generation, run_dir / "events.jsonl")
         resources.callback(events.close)
         resources.callback(scalars.close)
+        pictures = Pictures(tensorboard, stage, self.start, self.lease.generation)
+        resources.callback(pictures.close)
+        self.gallery = Gallery(
+            self.store, self.split.validation, config.tensorboard_tiles, parallel, pictures, run_dir / "tiles" / stage
+        )
         magnitude = bool(self.stage.loss.magnitude)
         self.journal = Journal(stage, self.order, events, scalars, self.progress, magnitude)
         if config.workers:
@@ -186,6 +202,18 @@ class Workbench:
         about = {"stage": self.name, "step": self.state.step, "ema": ema, "score": score}
         return {**about, "config": asdict(self.config)}
 
+    def stepped(self, waited: float, seconds: float) -> None:
+        """A step is done that took `seconds`, in `waited` of which data was waited for."""
+        self._stepped = time.time()
+        self.data_wait.step(waited, seconds)
+
+    def last_step(self) -> dict[str, float]:
+        """For an event that ends a start: when its last step was done, and what of the time since the event before was
+        waiting for data; nothing if it has done none."""
+        if self._stepped is None:
+            return {}
+        return {"at": round(self._stepped, 3), "waited": round(self.data_wait.waited, 4)}
+
     def announce(self) -> None:
         """Say in one line where the stage stands, what it will do and where."""
         optimizer = optimizer_name(self.state.optimizer)
@@ -203,6 +231,9 @@ class Workbench:
             tiles=len(self.split.train),
             validation_tiles=len(self.split.validation),
             skipped=self.skipped,
+            launched=round(self.launched, 3),
+            job=self.job,
+            **hardware(self.parallel.device),
         )
         begin = f"continuing from step {self.start} of" if self.start else "from the start,"
         skipped = f" (skipped checkpoint {'; '.join(self.skipped)})" if self.skipped else ""

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from agl_core.config import DrillConfig
 from agl_core.durable.chain import ChainLog
 from agl_core.errors import UserError
+from agl_core.reporting.goodput import account as account_of
 from jobs.cli import parse
 from jobs.drill import MARKER, claim, command, describe, drill, intervals, write_recipe
 from jobs.failure import JobError
@@ -300,6 +301,13 @@ def test_the_table_shows_every_interruption_and_the_totals() -> None:
     for part in ("rank 1", "after step 17", "3.2", "9, of them 2 after a warning", "4.0 ms", "50.0%"):
         assert part in text
     assert "bit-identical     yes" in text
+    assert "by its events" not in text
+    spent = account_of([{"time": 0, "kind": "start", "stage": "a", "step": 0},
+                        {"time": 4, "kind": "step", "stage": "a", "step": 1},
+                        {"time": 10, "kind": "step", "stage": "a", "step": 3}])  # fmt: skip
+    text = printed(verdict(account=spent))
+    for part in ("by its events     60.0%", "10.0 s", "training 6.0 s (60.0%); start-up 4.0 s (40.0%)"):
+        assert part in text
     assert "bit-identical     NO: step 3" in printed(verdict(difference="step 3, samples"))
     assert "problem" in printed(verdict(problems=["a process was left"]))
 
@@ -310,6 +318,7 @@ def test_the_json_has_the_same_figures() -> None:
     assert (found["interruptions"], found["steps_lost"], found["announced_steps_lost"]) == (2, 9, 2)
     assert (found["seconds_to_resume"], found["stall_seconds"], found["goodput"]) == (3.25, 0.004, 0.5)
     assert found["difference"] == "step 3"
+    assert found["account"] is None
     json.dumps(found, allow_nan=False)
 
 
@@ -433,6 +442,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from agl_core.durable.chain import START, ChainLog
 from agl_core.files import write_json
+from jobs.history import History
+from jobs.progress import reached
+from jobs.runs import Run
 
 how, words = sys.argv[1], sys.argv[2:]
 value = dict(zip(words, words[1:]))
@@ -453,11 +465,15 @@ if (run / "state.json").exists():
 run.mkdir(parents=True, exist_ok=True)
 generation = int((run / "generation").read_text()) + 1 if (run / "generation").exists() else 1
 (run / "generation").write_text(str(generation))
+before = reached(Run(run), "train", "stage")
+history = History(run / "jobs" / "history.jsonl", run / "events.jsonl")
+history.begin("train", f"pid {os.getpid()}", step=state["step"], reached=before)
 log = ChainLog(run / "chain" / f"train.{generation}.jsonl", state["link"])
 
 def event(kind, **values):
     with open(run / "events.jsonl", "a") as file:
-        file.write(json.dumps({"time": time.time(), "kind": kind, "stage": "train", **values}) + "\\n")
+        file.write(json.dumps({"time": time.time(), "kind": kind, "stage": "train",
+                               "generation": generation, **values}) + "\\n")
 
 def save():
     state["link"] = log.link
@@ -469,11 +485,14 @@ event("start", step=state["step"])
 while state["step"] < 30:
     if asked and how != "deaf":
         save()
+        event("interruption", step=state["step"], signal="TERM", saved=state["step"])
         sys.exit(75)
     time.sleep(0.01)
     state["step"] += 1
     state["sum"] += 1 / state["step"]
     log.step(state["step"], state["step"] * 7, [state["sum"]] * 4)
+    if state["step"] % 3 == 0:
+        event("step", step=state["step"])
     if state["step"] % 5 == 0:
         save()
     if state["step"] % 10 == 0:
@@ -518,6 +537,9 @@ def test_a_drill_of_a_run_that_resumes_exactly_succeeds(
     assert found["seconds_to_resume"] > 0
     assert 0 < found["goodput"] < 1
     assert found["stall_seconds"] == 0.001
+    account = found["account"]
+    assert round(1000 * sum(account["seconds"].values())) == round(1000 * account["wall"])
+    assert (account["steps"], account["steps_lost"]) == (30, found["steps_lost"])
     out = capsys.readouterr()
     assert "bit-identical     yes" in out.out
     assert out.err.count("exit code") == 3

@@ -28,8 +28,11 @@ from agl_core.durable.exits import INTERRUPTED, PEER_LOST, InterruptedRunError, 
 from agl_core.durable.guard import Guard
 from agl_core.durable.snapshot import Snapshot
 from agl_core.inference.predictor import Predictor
+from agl_core.reporting import tiles
+from agl_core.reporting.scalars import Scalars
 from agl_core.training import best, endings
 from agl_core.training.build import Origin
+from agl_core.training.gallery import Gallery
 from agl_core.training.parallel import Parallel
 from agl_core.training.step import OptimizerStep
 from agl_core.training.trainer import train_stage
@@ -58,6 +61,9 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "retire": (checkpoint, "retire", "before"),
     "finish": (endings, "_last_weights", "before"),
     "record": (endings, "_record", "before"),
+    "told": (Scalars, "take", "before"),
+    "picture": (Gallery, "draw", "before"),
+    "tiles": (tiles, "write_json", "before"),
 }
 """The function that stands for each place of a run, and on which side of it a strike falls. Only the first rank comes
 to those from "best" on, as long as no other has to save in its stead."""

@@ -341,7 +341,7 @@ def test_a_disk_that_refuses_the_last_events_hides_no_ending(
         real(log, kind, **values)
         if log not in made:
             made.append(log)
-            refuse(log._file)
+            refuse(log._file._file)
 
     monkeypatch.setattr(EventLog, "write", write)
     watch: Watch = (lambda step: disturb("signal") if step == 2 else None) if how == "signal" else lambda step: None

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ from agl_core.durable import writer
 from agl_core.durable.chain import ChainLog, StateEntry, read_chain
 from agl_core.durable.checkpoint import Checkpoint, save_checkpoint
 from agl_core.durable.lease import Lease, LeaseLostError
+from agl_core.durable.writer import CheckpointWriter
 from agl_core.errors import UserError
 from agl_core.training import saver as saver_module
 from agl_core.training.saver import RETRY, Saver
@@ -44,11 +46,15 @@ class Journal:
     def __init__(self) -> None:
         self.warnings: list[str] = []
         self.saved: list[int] = []
+        self.taken: list[float] = []
+        self.stalls: list[float] = []
 
     def event(self, kind: str, step: int, **values: Any) -> None:
         assert kind == "checkpoint"
-        assert set(values) == {"stall", "seconds", "bytes"}
+        assert set(values) == {"stall", "seconds", "bytes", "at"}
         self.saved.append(step)
+        self.taken.append(values["at"])
+        self.stalls.append(values["stall"])
 
     def warn(self, step: int, text: str) -> None:
         self.warnings.append(text)
@@ -67,10 +73,16 @@ class Bench:
         self.journal: Any = Journal()
         self.chain = ChainLog(run_dir / "chain" / "first.1.jsonl")
         self.lease = Lease.take(run_dir, "test")
-        patch.setattr(saver_module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+        patch.setattr(saver_module, "time", SimpleNamespace(monotonic=self.clock, time=self.date, sleep=self.sleep))
         patch.setattr(writer, "save_checkpoint", self.write)
         config = CheckpointConfig(**{"every": "3 steps", "interval": "10 minutes", **settings})
         self.saver = Saver(config, self.folder, self.lease, ORDER, {"tiles": "digest"}, [], history)
+
+    def clock(self) -> float:
+        return self.now
+
+    def date(self) -> float:
+        return self.now + 1_000_000.0
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -202,6 +214,29 @@ def test_what_was_saved_is_told_once_with_its_digests(bench: Bench) -> None:
     entries = read_chain(bench.run_dir / "chain" / "first.1.jsonl")
     assert [entry.step for entry in entries if isinstance(entry, StateEntry)] == [1]
     assert (bench.saver.last_step, bench.saver.last_good) == (1, 1)
+
+
+def test_a_checkpoint_is_of_the_time_at_which_its_state_was_taken(bench: Bench) -> None:
+    bench.begin(1)
+    bench.now += 40.0
+    bench.look()
+    bench.save(2)
+    bench.now += 5.0
+    bench.look()
+    assert bench.journal.taken == [1_001_000.0, 1_001_040.0]
+
+
+def test_waiting_for_an_earlier_write_is_part_of_the_stall(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CheckpointWriter.wait
+
+    def wait(self: CheckpointWriter, timeout: float = math.inf) -> None:
+        bench.now += 7.0 if timeout == saver_module.SLOW else 0.0
+        real(self, timeout)
+
+    monkeypatch.setattr(CheckpointWriter, "wait", wait)
+    bench.begin(1)
+    bench.look()
+    assert (bench.journal.taken, bench.journal.stalls) == ([1_001_000.0], [pytest.approx(7.0, abs=1.0)])
 
 
 def test_a_run_that_continues_has_its_checkpoint_already(bench: Bench) -> None:
