@@ -52,7 +52,7 @@ def look(
         (h, w, 3) uint8 RGB.
     """
     by = _magnification(agl_cm.shape, width)
-    metres = _brought_to(by, agl_cm)
+    metres = brought_to(by, agl_cm)
     sizes = Sizes(min(1.5, max(0.62, max(metres.shape) / _REFERENCE_SIDE)))
     per_metre = pose.scale * zoom * by
     arrows, longer = flow_arrows(metres, per_metre, pose.angle, sizes)
@@ -69,7 +69,7 @@ def look(
         ground = _ground_foot(picture.shape[1], bar, said, sizes)
         panels.append(_with_foot(with_arrows(picture, arrows, sizes), np.concatenate([foot, ground])))
     if spread_cm is not None:
-        panels.append(_with_foot(*_spread_panel(_brought_to(by, spread_cm), sizes)))
+        panels.append(_with_foot(*_spread_panel(brought_to(by, spread_cm), sizes)))
     body = _side_by_side(panels, sizes)
     size = [round(length / zoom) for length in agl_cm.shape]
     head = _head(title, numbers(pose, gsd, size), body.shape[1], sizes)
@@ -105,7 +105,7 @@ def _target(shape: tuple[int, ...], by: float) -> tuple[int, int]:
     return max(1, round(shape[1] * by)), max(1, round(shape[0] * by))
 
 
-def _brought_to(by: float, centimetres: NDArray[np.uint16]) -> NDArray[np.float32]:
+def brought_to(by: float, centimetres: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Metres of the panel's pixels: means over what is known, NaN where most is not."""
     known = (centimetres != UNKNOWN_CM).astype(np.float32)
     values = np.where(centimetres == UNKNOWN_CM, np.float32(0), centimetres / np.float32(100)).astype(np.float32)

@@ -75,6 +75,14 @@ class CityScore:
     """Median over the images, degrees; images whose true scale is 0 have no angle and are left out."""
     scale_error: float | None = None
     """Median absolute error over the images, pixels per metre."""
+    agl_rmse: float | None = None
+    """Root of the mean squared error of the heights, metres; None of the best constant, as what follows."""
+    magnitude_r2: float | None = None
+    """R2 of the flow's length, height * scale."""
+    magnitude_rmse: float | None = None
+    """Root of its mean squared error, pixels."""
+    vflow_rmse: float | None = None
+    """Root of the mean squared end-point error of the flow, pixels."""
 
     def as_json(self) -> dict[str, Any]:
         """The fields, by name."""
@@ -146,10 +154,13 @@ def _average(cities: dict[str, CityScore]) -> Score:
 def _city_score(images: list[ImageResult]) -> CityScore:
     pooled = sum((image.sums for image in images), NO_PIXELS)
     agl_r2 = _r2(pooled.squared_error * _M**2, _agl_variation(pooled))
+    agl_rmse = _rms(pooled.squared_error * _M**2, pooled.known)
     flow = _TrueFlow(images)
     if not flow.known:
-        return CityScore(agl_r2, None, agl_r2, len(images), pooled.known)
-    vflow_r2 = _r2(sum((_flow_squared_error(*item) for item in flow.images), Fraction(0)), flow.variation)
+        return CityScore(agl_r2, None, agl_r2, len(images), pooled.known, agl_rmse=agl_rmse)
+    flow_error = sum((_flow_squared_error(*item) for item in flow.images), Fraction(0))
+    magnitude_error = sum((_magnitude_squared_error(*item) for item in flow.images), Fraction(0))
+    vflow_r2 = _r2(flow_error, flow.variation)
     angles = [image.angle_error for image in images if image.angle_error is not None]
     scales = [image.scale_error for image in images if image.scale_error is not None]
     return CityScore(
@@ -160,6 +171,10 @@ def _city_score(images: list[ImageResult]) -> CityScore:
         pooled.known,
         angle_error=math.degrees(statistics.median(angles)) if angles else None,
         scale_error=statistics.median(scales),
+        agl_rmse=agl_rmse,
+        magnitude_r2=_r2(magnitude_error, flow.magnitude_variation),
+        magnitude_rmse=_rms(magnitude_error, flow.known),
+        vflow_rmse=_rms(flow_error, flow.known),
     )
 
 
@@ -176,6 +191,10 @@ def _constant_score(images: list[ImageResult]) -> CityScore:
 
 def _r2(squared_error: Fraction, variation: Fraction) -> float:
     return float(1 - squared_error / (variation + EPSILON))
+
+
+def _rms(squared_error: Fraction, count: int) -> float:
+    return math.sqrt(squared_error / count)
 
 
 def _variation(count: int, total: Fraction, squares: Fraction) -> Fraction:
@@ -200,6 +219,12 @@ def _flow_squared_error(sums: ImageSums, true: Pose, predicted: Pose) -> Fractio
     return squares * _M**2
 
 
+def _magnitude_squared_error(sums: ImageSums, true: Pose, predicted: Pose) -> Fraction:
+    """Sum of (p * t - g * s)^2, pixels^2, with the true scale s and the predicted one t."""
+    s, t = Fraction(true.scale), Fraction(predicted.scale)
+    return (t**2 * sums.pp + s**2 * sums.gg - 2 * s * t * sums.pg) * _M**2
+
+
 class _TrueFlow:
     """The true flow of a city, pooled over the images that have a true pose."""
 
@@ -218,3 +243,13 @@ class _TrueFlow:
     def variation(self) -> Fraction:
         """SST of the official script: both components as 2N numbers with one mean."""
         return _variation(2 * self.known, self.x + self.y, self.squares)
+
+    @property
+    def magnitude_variation(self) -> Fraction:
+        """The same of its length, about a mean of its own."""
+        total, squares = Fraction(0), Fraction(0)
+        for sums, true, _ in self.images:
+            scale = Fraction(true.scale)
+            total += scale * sums.g * _M
+            squares += scale**2 * sums.gg * _M**2
+        return _variation(self.known, total, squares)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agl_core.reporting.report import table as markdown_table
+from agl_core.reporting.markdown import table as markdown_table
 from agl_core.scoring.errors import ErrorSums
 from agl_core.scoring.figures import Figures
 from agl_core.scoring.score import Score

@@ -12,7 +12,7 @@ from agl_core.errors import UserError
 from agl_core.geometry import Pose
 from agl_core.scoring.score import ImageResult, best_constant, score
 from agl_core.scoring.sums import ImageSums, image_sums
-from tests.scoring.two_pass import city_r2, official_score
+from tests.scoring.two_pass import city_r2, end_point_errors, heights, magnitudes, official_score, r2
 
 
 def random_image(rng, offset_cm=0, spread_cm=3000, unknown=0.2, error_cm=200, size=(41, 29)):
@@ -53,6 +53,42 @@ def test_the_score_agrees_with_the_two_pass_formula(seed, sizes, offset, spread,
         assert ours.cities[city].agl_r2 == pytest.approx(agl, rel=1e-9, abs=1e-9)
         assert ours.cities[city].vflow_r2 == pytest.approx(flow, rel=1e-9, abs=1e-9)
     assert ours.score == pytest.approx(official_score(cities), rel=1e-9, abs=1e-9)
+
+
+def rms(values):
+    return float(np.sqrt(np.mean(values**2)))
+
+
+@pytest.mark.parametrize(("offset", "spread"), [(0, 3000), (60000, 5000), (20000, 2)])
+def test_errors_in_metres_and_pixels_agree_with_the_two_pass_formulas(offset, spread):
+    rng = np.random.default_rng(offset)
+    images = [random_image(rng, offset, spread) for _ in range(3)]
+    nadir = random_image(rng, offset, spread)
+    images.append((*nadir[:2], None, nadir[3]))  # counts for the heights alone
+    found = score(results_of({"A": images})).cities["A"]
+    g, p = heights(images)
+    assert found.agl_rmse == pytest.approx(rms(p - g), rel=1e-9)
+    true, predicted = magnitudes(images)
+    assert found.magnitude_rmse == pytest.approx(rms(predicted - true), rel=1e-9)
+    assert found.magnitude_r2 == pytest.approx(r2(true, predicted), rel=1e-9, abs=1e-9)
+    assert found.vflow_rmse == pytest.approx(rms(end_point_errors(images)), rel=1e-9)
+
+
+def test_the_angle_matters_to_the_flow_and_not_to_its_length():
+    truth, _, true, _ = random_image(np.random.default_rng(6))
+    turned = Pose(true.scale, true.angle + 1)
+    heights_cm = np.where(truth == 65535, 0, truth).astype(np.uint16)
+    found = score(results_of({"A": [(truth, heights_cm, true, turned)]})).cities["A"]
+    assert (found.agl_rmse, found.magnitude_rmse, found.magnitude_r2) == (0, 0, 1)
+    assert found.vflow_rmse > 1
+    assert found.vflow_r2 < 1
+
+
+def test_where_no_pose_is_known_there_are_errors_of_the_heights_alone():
+    truth, predicted, _, pose = random_image(np.random.default_rng(7))
+    found = score(results_of({"A": [(truth, predicted, None, pose)]})).cities["A"]
+    assert found.agl_rmse > 0
+    assert (found.magnitude_r2, found.magnitude_rmse, found.vflow_rmse) == (None, None, None)
 
 
 def test_the_epsilons_are_where_the_official_script_has_them():

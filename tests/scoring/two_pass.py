@@ -55,3 +55,10 @@ def end_point_errors(images: list[Image]) -> NDArray[np.float64]:
             x, y = (p * pose.scale * f(angles[1]) - g * true.scale * f(angles[0]) for f in (np.sin, np.cos))
             found.append(np.hypot(x, y))
     return np.concatenate(found)
+
+
+def magnitudes(images: list[Image]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """True and predicted length of the flow at every known pixel of images with a pose, pixels."""
+    found = [(*heights([image]), image[2], image[3]) for image in images]
+    known = [(g * true.scale, p * pose.scale) for g, p, true, pose in found if true is not None]
+    return np.concatenate([g for g, _ in known]), np.concatenate([p for _, p in known])
