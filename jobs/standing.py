@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from agl_core.reporting.snapshot import Snapshot
 from jobs.history import (
     CANCEL,
     CRASHED,
@@ -71,7 +72,7 @@ class JobStanding:
 
 @dataclass(frozen=True)
 class RunStanding:
-    """A run: `stage` is the job that says most about it now."""
+    """A run: `stage` is the job that says most about it now. snapshot: what its events say of time, costs and end."""
 
     run: str
     path: str
@@ -80,6 +81,7 @@ class RunStanding:
     last_sign: float | None
     note: str
     jobs: tuple[JobStanding, ...]
+    snapshot: Snapshot | None = None
 
     @property
     def current(self) -> JobStanding | None:

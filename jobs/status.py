@@ -3,8 +3,9 @@
 import json
 import shlex
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.text import Text
 
 from agl_core.config import StatusConfig
 from agl_core.errors import UserError
+from agl_core.reporting.live import end_in_words, ends_in_words, goodput_in_words
+from agl_core.reporting.snapshot import take
+from agl_core.reporting.words import clean, counted, plural
 from jobs import scontrol, survey
 from jobs.history import DONE
 from jobs.runs import Run
@@ -33,7 +37,7 @@ def status(config: StatusConfig) -> None:
     if not runs and not Path(config.runs).is_dir() and config.runs != StatusConfig().runs:
         raise UserError(f"{config.runs} is not a folder: give the folder of all runs with --runs")
     now = time.time()
-    found = standings(runs, now)
+    found = [with_snapshot(standing, run, now) for standing, run in zip(standings(runs, now), runs, strict=True)]
     if config.json:
         print(json.dumps([as_json(run) for run in found], indent=2))
     elif not found:
@@ -41,7 +45,8 @@ def status(config: StatusConfig) -> None:
     elif len(names) == 1:
         show(found[0], now, console(), names[0], config.runs)
     else:
-        console().print(overview(found, now))
+        out = console()
+        out.print(overview(found, now, out.width))
 
 
 def standings(runs: Sequence[Run], now: float) -> list[RunStanding]:
@@ -58,6 +63,26 @@ def standings(runs: Sequence[Run], now: float) -> list[RunStanding]:
         return found
     ended = explain(lost)
     return [assess(each, queue, ended, now) for each in findings]
+
+
+def with_snapshot(standing: RunStanding, run: Run, now: float) -> RunStanding:
+    """Add what the events of a run say of goodput, costs and end, as `watch` and the report have it."""
+    events = survey.everything(run)
+    config = None
+    if not events:
+        return standing
+    with suppress(UserError):
+        config = run.config() if run.exists() else None
+    snapshot = replace(take(events, config, now), run=standing.run)
+    if not standing.active:  # Slurm, or the history, knows better
+        snapshot = replace(snapshot, ends_at=None, seconds_left=None)
+    jobs = tuple(
+        replace(job, seconds_left=snapshot.seconds_left)
+        if job.job == snapshot.job and snapshot.seconds_left is not None and job.seconds_left is not None
+        else job
+        for job in standing.jobs
+    )
+    return replace(standing, jobs=jobs, snapshot=snapshot)
 
 
 def explain(ids: Sequence[str]) -> dict[str, str]:
@@ -80,26 +105,49 @@ def accounts(ids: Sequence[str]) -> dict[str, str]:
 
 def as_json(run: RunStanding) -> dict[str, object]:
     """A run for scripts."""
-    return {**asdict(run), "active": run.active, "score": run.score}
+    snapshot = run.snapshot.as_json() if run.snapshot is not None else None
+    return {**asdict(run), "snapshot": snapshot, "active": run.active, "score": run.score}
 
 
 def show(run: RunStanding, now: float, out: Console, name: str, runs: str) -> None:
     """Print one run with its jobs, what failed, and what can be done about it. name, runs: as the user calls it."""
     out.print(Text(f"run {run.run} in {run.path}"))
     if run.note:
-        out.print(Text(run.note, "red"))
+        out.print(Text(clean(run.note), "red"))
     if not run.jobs:
         out.print("nothing was started yet")
         return
-    out.print(details(run, now))
+    out.print(details(run, now, out.width))
+    for sentence in sentences(run, now):
+        out.print(Text(sentence))
     for job in run.jobs:
         if job.text or job.traceback:
-            out.print(Text(f"{job.job} {job.state}: {job.text}".rstrip(": ")), soft_wrap=True)
+            out.print(Text(clean(f"{job.job} {job.state}: {job.text}").rstrip(": ")), soft_wrap=True)
             for line in job.traceback.splitlines():
-                out.print(Text(f"  {line}"), soft_wrap=True)
+                out.print(Text(f"  {clean(line)}"), soft_wrap=True)
     if not run.active and not all(job.state == DONE for job in run.jobs):
         out.print(f"to continue: {command('resume', name, runs)}", soft_wrap=True)
+    if run.active:
+        out.print(f"to watch it: {command('watch', name, runs)}", soft_wrap=True)
     out.print(f"what it printed: {command('logs', name, runs)}", soft_wrap=True)
+
+
+def sentences(run: RunStanding, now: float) -> Iterator[str]:
+    """When a run will end, why it was interrupted last, and what interruptions have cost so far."""
+    snapshot = run.snapshot
+    if snapshot is None:
+        return
+    if (end := ends_in_words(snapshot)) is not None:
+        yield end
+    if snapshot.reasons:
+        number = sum(snapshot.reasons.values())
+        yield f"started again {plural(number, 'time')} ({counted(snapshot.reasons)}), with " + (
+            f"{plural(snapshot.steps_lost, 'step')} done again" if snapshot.steps_lost else "no step done again"
+        )
+    if snapshot.last_end is not None:
+        yield f"interrupted last at {end_in_words(snapshot.last_end, now)}"
+    if snapshot.goodput:
+        yield f"goodput: {goodput_in_words(snapshot)}"
 
 
 def command(verb: str, name: str, runs: str, further: Iterable[str] = ()) -> str:

@@ -15,8 +15,9 @@ from agl_core.config import TrainConfig
 from agl_core.durable.lease import LeaseRecord, read_lease
 from agl_core.errors import UserError
 from agl_core.files import read_json
-from agl_core.reporting.events import read_events
-from jobs.history import Entry, read_history
+from agl_core.reporting.events import CANCEL, JOB_KINDS, LAUNCH, LEAVE, read_all, read_events
+from jobs.history import BEGIN, END, Entry, read_history
+from jobs.history import CANCEL as CANCEL_ENTRY
 from jobs.pipeline import ENSEMBLE, EVALUATE, PREDICT, PREPARE, REPORT, STAGE, follow_ups
 from jobs.progress import predicted
 from jobs.runs import Run
@@ -117,7 +118,7 @@ def read(run: Run, ids: dict[str, str] | None = None) -> Findings:
 
     Ask Slurm first: what ends between the two has left its end in the folder by then.
     """
-    stages, planned, damage = _plan(run)
+    stages, planned, damage = plan(run)
     submitted_at = 0.0
     with suppress(OSError):
         submitted_at = run.submitted.stat().st_mtime
@@ -125,18 +126,42 @@ def read(run: Run, ids: dict[str, str] | None = None) -> Findings:
         run=run,
         stages=stages,
         planned=planned,
-        records=_records(run),
+        records=records(run),
         entries=_or_none(lambda: read_history(run.history), []),
         events=_or_none(lambda: read_events(run.events), []),
         submitted=submitted(run) if ids is None else ids,
         submitted_at=submitted_at,
         lease=_or_none(lambda: read_lease(run.path), None),
         holder=holder(run),
-        official=_official(run),
+        official=official(run),
         predicted=predicted(run),
         damage=damage,
         host=socket.gethostname(),
     )
+
+
+def unmirrored(run: Run) -> list[dict[str, Any]]:
+    """The history of a run's jobs as events, where its events were written before they told of jobs; else nothing."""
+    entries = _or_none(lambda: read_history(run.history), [])
+    if not entries or any(event["kind"] in JOB_KINDS for event in _or_none(lambda: read_all(run.events), [])):
+        return []
+    return [event for entry in entries if (event := _as_event(entry)) is not None]
+
+
+def _as_event(entry: Entry) -> dict[str, Any] | None:
+    kinds = {BEGIN: LAUNCH, END: LEAVE}
+    if entry["kind"] == CANCEL_ENTRY:
+        return {"time": entry["time"], "kind": CANCEL, "stage": "", "ids": entry["id"]}
+    if entry["kind"] not in kinds:
+        return None
+    return {**entry, "kind": kinds[entry["kind"]], "stage": entry["job"]}
+
+
+def everything(run: Run) -> list[dict[str, Any]]:
+    """All events of a run, those of its jobs included, in the order of the file; none if it cannot be read."""
+    events = _or_none(lambda: read_all(run.events), [])
+    missing = unmirrored(run)
+    return sorted([*events, *missing], key=lambda event: event["time"]) if missing else events
 
 
 def holder(run: Run) -> Holder | None:
@@ -147,7 +172,7 @@ def holder(run: Run) -> Holder | None:
             if match is None:
                 return None
             found = Holder(int(match[1]), match[2])
-            if found.host == socket.gethostname() and not _lives(found.pid):
+            if found.host == socket.gethostname() and not lives(found.pid):
                 return None  # without touching the lock, which a launch that begins just now could need
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -158,7 +183,8 @@ def holder(run: Run) -> Holder | None:
     return None
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether this machine has such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -168,7 +194,7 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _plan(run: Run) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+def plan(run: Run) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """The stages of a run, the jobs after them, and what is wrong with the file that says so."""
     if not run.exists():
         return (), (ENSEMBLE,) if run.is_ensemble() else (PREDICT,) if run.is_prediction() else (), ""
@@ -182,7 +208,8 @@ def _plan(run: Run) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     return tuple(map(str, values["stages"])), tuple(after), ""
 
 
-def _records(run: Run) -> dict[str, dict[str, Any]]:
+def records(run: Run) -> dict[str, dict[str, Any]]:
+    """What jobs that are finished have left, by their name."""
     found = {}
     for path in sorted((run.path / "stages").glob("*.json")):
         with suppress(UserError):
@@ -192,7 +219,7 @@ def _records(run: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _official(run: Run) -> float | None:
+def official(run: Run) -> float | None:
     """The score of the predictions, where the run has got so far."""
     try:
         return float(read_json(run.score_file)["score"])

@@ -2,20 +2,30 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agl_core.reporting import words
+from agl_core.reporting.snapshot import Snapshot
+from agl_core.reporting.words import clean, span
 from jobs.history import DONE
 from jobs.standing import ACTIVE, ENDING, NOT_STARTED, RUNNING, JobStanding, RunStanding
 
 WIDTH = 180  # columns where the output is no terminal
 COLOURS = {DONE: "green", RUNNING: "bold green", ENDING: "green", NOT_STARTED: "dim"}
+STATE, REASONS = 24, 14  # columns that a state, and the reasons of restarts, get at least
+NUMBERS = ("score", "left", "data", "goodput")
+DISPENSABLE = ("time limit", "epoch", "restarts", "id", "left", "sign of life", "step", "goodput")
+"""What is left out of a table where there is no room, the least important first."""
+MEASURE = Console(width=10_000)
 Column = tuple[str, Callable[[JobStanding], str]]
 DATA: Column = ("data", lambda job: "" if job.data_wait is None else f"{job.data_wait:.0%}")
 """How much of the time goes by in waiting for data."""
@@ -23,19 +33,40 @@ DATA: Column = ("data", lambda job: "" if job.data_wait is None else f"{job.data
 
 def console() -> Console:
     """Standard output, which a pipe may search line by line."""
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "0") or 0) or WIDTH
+    width = None if sys.stdout.isatty() else width_of_output()
     return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
 
 
-def overview(runs: Sequence[RunStanding], now: float) -> Table:
-    """One row for each run: where the job stands that says most about it, with the newest score of the run."""
+def width_of_output() -> int:
+    """Columns of what is no terminal."""
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() and int(columns) else WIDTH
+
+
+def overview(runs: Sequence[RunStanding], now: float, width: int = WIDTH) -> Table:
+    """One row for each run: where the job stands that says most about it, with the newest score of the run, its goodput
+    and its end. Columns that find no room in `width` are left out, the least important first."""
     jobs = [replace(run.current or JobStanding("", run.state), score=run.score) for run in runs]
-    return _table(["run", "stage"], [[run.run, job.job] for run, job in zip(runs, jobs, strict=True)], jobs, now)
+    names = [[clean(run.run), clean(job.job)] for run, job in zip(runs, jobs, strict=True)]
+    snapshots = {id(job): run.snapshot for run, job in zip(runs, jobs, strict=True)}
+    further: list[Column] = [
+        ("goodput", lambda job: _goodput(snapshots[id(job)])),
+        ("ends about", lambda job: _end(snapshots[id(job)], now)),
+    ]
+    return _table(["run", "stage"], names, jobs, now, further, width)
 
 
-def details(run: RunStanding, now: float) -> Table:
+def details(run: RunStanding, now: float, width: int = WIDTH) -> Table:
     """One row for each job of a run."""
-    return _table(["job"], [[job.job] for job in run.jobs], run.jobs, now, [DATA])
+    return _table(["job"], [[clean(job.job)] for job in run.jobs], run.jobs, now, [DATA], width)
+
+
+def _goodput(snapshot: Snapshot | None) -> str:
+    return f"{snapshot.goodput:.0%}" if snapshot is not None and snapshot.goodput else ""
+
+
+def _end(snapshot: Snapshot | None, now: float) -> str:
+    return words.moment(snapshot.ends_at, now) if snapshot is not None and snapshot.ends_at is not None else ""
 
 
 def table_columns(jobs: Sequence[JobStanding], now: float, further: Sequence[Column] = ()) -> list[Column]:
@@ -68,15 +99,6 @@ def restarts(job: JobStanding) -> str:
     return f"{job.restarts}" + (f" ({reasons})" if reasons else "")
 
 
-def span(seconds: float) -> str:
-    """A stretch of time in its largest sensible unit."""
-    seconds = max(seconds, 0.0)
-    for unit, name, digits in ((86400, "d", 1), (3600, "h", 1), (60, "min", 0)):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.{digits}f} {name}"
-    return f"{seconds:.0f} s"
-
-
 def moment(start: str) -> str:
     """A time of Slurm's without its seconds; one that it wrote otherwise stays as it is."""
     try:
@@ -90,23 +112,47 @@ def _table(
     names: Sequence[Sequence[str]],
     jobs: Sequence[JobStanding],
     now: float,
-    further: Sequence[Column] = (),
+    further: Sequence[Column],
+    width: int,
 ) -> Table:
-    table, columns = Table(box=SIMPLE_HEAD, pad_edge=False), table_columns(jobs, now, further)
-    for name in first:
-        table.add_column(name, no_wrap=True)
-    table.add_column("state")
-    for name, _ in columns:
-        table.add_column(
-            name, no_wrap=name != "restarts", justify="right" if name in ("score", "left", "data") else "left"
-        )
-    for row, job in zip(names, jobs, strict=True):
-        table.add_row(*map(Text, row), _state(job), *(Text(column(job)) for _, column in columns))
+    """A table that finds room in `width` columns if states are broken into lines."""
+    columns = table_columns(jobs, now, further)
+    table = _filled(first, names, jobs, columns, width)
+    for name in DISPENSABLE:
+        if MEASURE.measure(table).minimum <= width:
+            break
+        columns = [column for column in columns if column[0] != name]
+        table = _filled(first, names, jobs, columns, width)
     return table
 
 
+def _filled(
+    first: Sequence[str],
+    names: Sequence[Sequence[str]],
+    jobs: Sequence[JobStanding],
+    columns: Sequence[Column],
+    width: int,
+) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(first):
+        table.add_column(name, no_wrap=True, min_width=_widest(name, [row[place] for row in names]))
+    table.add_column("state", min_width=min(STATE, width // 4))
+    for name, column in columns:
+        broken = name == "restarts"
+        least = REASONS if broken else _widest(name, map(column, jobs))
+        justify: Literal["left", "right"] = "right" if name in NUMBERS else "left"
+        table.add_column(name, no_wrap=not broken, min_width=least, justify=justify)
+    for row, job in zip(names, jobs, strict=True):
+        table.add_row(*map(Text, row), _state(job), *(Text(clean(column(job))) for _, column in columns))
+    return table
+
+
+def _widest(name: str, texts: Iterable[str]) -> int:
+    return max(map(cell_len, [name, *texts]))
+
+
 def _state(job: JobStanding) -> Text:
-    told = [job.detail, f"expected to start {moment(job.start)}" if job.start else ""]
+    told = [clean(job.detail), f"expected to start {moment(clean(job.start))}" if job.start else ""]
     told = [part for part in told if part]
     colour = COLOURS.get(job.state, "yellow" if job.state in ACTIVE else "red")
     return Text.assemble((job.state, colour), ": " * bool(told), "; ".join(told))

@@ -10,12 +10,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+FIRST, MOST = 15.0, 60.0  # seconds between two lines of a log, at first and later
+
+
+def pause(elapsed: float, first: float = FIRST) -> float:
+    """Seconds until the next line of a log that is `elapsed` seconds long."""
+    return max(first, min(elapsed / 10, MOST))
+
 
 class Progress:
     """Counts finished pieces of `total` and shows rate, time left and any named values.
 
-    On a terminal this is a bar; in a log file it is one line every `interval` seconds and one at the end, so that
-    a week-long log stays readable. It writes to standard error, which leaves standard output to results.
+    On a terminal this is a bar; in a log file it is a line now and then, `interval` seconds apart at first and up to
+    a minute later, and one at the end, so that a long log stays readable. It writes to standard error, which leaves
+    standard output to results.
 
         with Progress("predict", total=len(images), unit="images") as progress:
             for image in images:
@@ -30,7 +38,7 @@ class Progress:
         unit: str = "",
         start: int = 0,
         stream: TextIO | None = None,
-        interval: float = 15.0,
+        interval: float = FIRST,
         shown: bool = True,
     ) -> None:
         """`start` pieces were done before (a resumed run): they count as done, but not for the rate.
@@ -64,7 +72,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):  # the terminal may be gone, which must not end the work
+                self._bar.stop()
         elif self.done > self._start and self._shown:
             self._print_line()
 
@@ -77,13 +86,16 @@ class Progress:
             )
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=self._rate_text(), values=self._values)
-        elif self._shown and time.monotonic() - self._printed >= self._interval and self.done < self.total:
-            self._print_line()
+        elif self._shown and self.done < self.total:
+            passed = self._printed - self._began
+            if time.monotonic() - self._printed >= pause(passed, self._interval):
+                self._print_line()
 
     def note(self, text: str) -> None:
         """Print one line that stays, above the bar where there is one."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            with suppress(OSError):
+                self._bar.console.print(text, markup=False, highlight=False)
         elif self._shown:
             self._print(text)
 

@@ -1,28 +1,37 @@
-"""A run in one page: what was trained, how it went, how often it was started, and what came of it.
+"""What is known of a run, for the page that `agl_core.reporting.page` makes of it: plain values, read from its files.
 
-Reading and rendering are apart, and pure: `read_stage` says what the events of a stage amount to, `render` makes
-Markdown of a `Report`.
+`read_stage` says what the events of a stage amount to. Files may be of an older version, or damaged: what is not there,
+or not of the kind that it should be, is left out.
 """
 
-import html
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-MOST_ROWS = 60  # of a validation curve; a longer one is thinned out
+if TYPE_CHECKING:  # tiles are arrays, for which not everything that knows of reports must wait
+    from agl_core.reporting.goodput import Account
+    from agl_core.reporting.snapshot import Snapshot
+    from agl_core.reporting.tiles import Tile
+
+Point = tuple[float, float]
+LOSSES = ("loss", "agl_loss", "direction_loss", "scale_loss", "magnitude_loss")
+CURVES = (*LOSSES, "lr", "crops_per_second", "data_wait")
+"""What the events of steps tell that is drawn."""
+CITY_VALUES = ("score", "agl_r2", "vflow_r2")
 
 
 @dataclass(frozen=True)
 class Validation:
     """The score of the held-out fold after `step`: of all, and by city; and `ema`, that of the average of the weights,
-    where there is one."""
+    where there is one. parts: R2 of heights and of flow by city, as `CITY_VALUES`."""
 
     step: int
     epoch: float
     score: float
     cities: dict[str, float]
     ema: float | None = None
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def averaged(self) -> bool:
@@ -38,7 +47,9 @@ class Validation:
 @dataclass(frozen=True)
 class Stage:
     """What the events of a stage amount to; `seconds` is the time from its starts to their ends, all together,
-    `data_wait` the share of the time of training that steps have waited for data, if the events know it."""
+    `data_wait` the share of the time of training that steps have waited for data, if the events know it; curves: of
+    `CURVES`, (step, value); restarts: the steps from which it went on; machines: what its starts say of where they ran,
+    each once; warnings: (step, text)."""
 
     name: str
     finished: bool
@@ -51,59 +62,161 @@ class Stage:
     where: str = ""
     curve: list[Validation] = field(default_factory=list)
     data_wait: float | None = None
+    curves: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    restarts: Sequence[int] = ()
+    machines: Sequence[Mapping[str, str]] = ()
+    warnings: Sequence[tuple[int, str]] = ()
 
     @property
     def best(self) -> Validation | None:
         """The highest score, the first of several; None without a held-out fold."""
         return max(self.curve, key=lambda point: (point.highest, -point.step), default=None)
 
+    @property
+    def length(self) -> float:
+        """Epochs that it has when it is done, as far as is known; where epochs are not known, steps."""
+        return float(self.epochs or self.steps or self.step)
+
+    def at(self, step: float) -> float:
+        """How many epochs are done after `step` steps."""
+        return step * self.length / self.steps if self.steps else float(step)
+
 
 @dataclass(frozen=True)
-class Start:
-    """One start of a job: when (seconds since 1970), of which job, under which id, the last step that it reached, how
-    it ended and why, in words."""
+class Setting:
+    """A key of the configuration: its value, that of the recipe (None: the recipe does not say, or is not known), and
+    whether it is part of what makes the run this one."""
 
-    time: float
-    job: str
-    id: str
-    step: int | None
-    end: str
-    text: str
+    key: str
+    value: str
+    usual: str | None
+    identity: bool
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is not what the recipe says."""
+        return self.usual is not None and self.usual != self.value
+
+
+@dataclass(frozen=True)
+class Now:
+    """Where a run stands. state: in one or two words; job: that which says most about it; detail: what the state means;
+    problem, traceback: of an end that was not a good one; advice: a command, and what it does."""
+
+    state: str = "not started"
+    job: str = ""
+    id: str = ""
+    host: str = ""
+    detail: str = ""
+    problem: str = ""
+    traceback: str = ""
+    last_sign: float | None = None
+    advice: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Tiles to look at. best, worst: by what each takes from the score; fixed: those that training shows, where nothing
+    is predicted yet; lost: that share by id; note: of what they are, or why there are none."""
+
+    best: "Sequence[Tile]" = ()
+    worst: "Sequence[Tile]" = ()
+    fixed: "Sequence[Tile]" = ()
+    lost: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is told. kind: run or ensemble; facts: settings by name; score: the content of score.json."""
+    """All that is told of one run. kind: run, ensemble or prediction; made: when (seconds since 1970); facts: what it
+    is, by name; score: the content of score.json; notes: what could not be read."""
 
     name: str
     kind: str
-    facts: Mapping[str, str]
-    stages: Sequence[Stage]
-    starts: Sequence[Start]
-    score: Mapping[str, Any] | None
+    path: str
+    made: float
+    version: str
+    now: Now = field(default_factory=Now)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    stages: Sequence[Stage] = ()
+    account: "Account | None" = None
+    snapshot: "Snapshot | None" = None
+    score: Mapping[str, Any] | None = None
+    gallery: Gallery = field(default_factory=Gallery)
+    settings: Sequence[Setting] = ()
+    cluster: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def best(self) -> tuple[Stage, Validation] | None:
+        """The highest score of the last stage that has any."""
+        found = [(stage, stage.best) for stage in self.stages]
+        return next(((stage, best) for stage, best in reversed(found) if best is not None), None)
+
+    def begins(self) -> list[float]:
+        """After how many epochs of the run each stage begins."""
+        lengths = [stage.length for stage in self.stages]
+        return [math.fsum(lengths[:number]) for number in range(len(lengths))]
 
 
 def read_stage(events: Sequence[Mapping[str, Any]], stage: str, finished: bool, seconds: float = 0.0) -> Stage:
     """The stage as its events tell it; `events` are those of the whole run, as `read_events` gives them."""
     own = [event for event in events if event.get("stage") == stage]
-    starts = [event for event in own if event["kind"] == "start"]
+    starts = _of(own, "start")
     if not starts:
         return Stage(stage, finished, seconds=seconds)
     last = starts[-1]
-    steps = [event for event in own if isinstance(event.get("step"), int)]
+    steps = [event["step"] for event in own if _whole(event.get("step"))]
+    machines = [_machine(start) for start in starts]
     return Stage(
         name=stage,
         finished=finished,
-        step=max(event["step"] for event in steps),
-        steps=last.get("steps"),
-        epoch=max((event["epoch"] for event in own if "epoch" in event), default=None),
-        epochs=last.get("epochs"),
+        step=max(steps, default=0),
+        steps=last.get("steps") if _whole(last.get("steps")) else None,
+        epoch=max((event["epoch"] for event in own if number(event.get("epoch"))), default=None),
+        epochs=last.get("epochs") if number(last.get("epochs")) else None,
         starts=len(starts),
         seconds=seconds,
         where=f"{last.get('world_size', 1)} x {last.get('device', '?')}, {last.get('precision', '?')}",
-        curve=[_validation(event) for event in own if event["kind"] == "validation"],
+        curve=[found for event in _of(own, "validation") if (found := _validation(event)) is not None],
         data_wait=_data_wait(own),
+        curves=_curves(own),
+        restarts=[start["step"] for start in starts[1:] if _whole(start.get("step"))],
+        machines=[machine for n, machine in enumerate(machines) if machine not in machines[:n]],
+        warnings=[(event.get("step", 0), str(event.get("text", ""))) for event in _of(own, "warning")],
     )
+
+
+def _of(events: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    return [event for event in events if event.get("kind") == kind]
+
+
+def number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+MACHINE = (
+    "host", "world_size", "device", "device_name", "precision", "torch", "cuda", "driver", "python", "project",
+    "optimizer", "threads", "parameters", "tiles", "validation_tiles",
+)  # fmt: skip
+"""What a start says of where it ran and with what."""
+
+
+def _machine(start: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(start[name]) for name in MACHINE if start.get(name) not in (None, "", [])}
+
+
+def _curves(own: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
+    steps = [event for event in _of(own, "step") if _whole(event.get("step"))]
+    found = {
+        name: [(float(step["step"]), float(step[name])) for step in steps if number(step.get(name))] for name in CURVES
+    }
+    return {name: points for name, points in found.items() if points}
 
 
 def _data_wait(own: Sequence[Mapping[str, Any]]) -> float | None:
@@ -111,45 +224,34 @@ def _data_wait(own: Sequence[Mapping[str, Any]]) -> float | None:
     counting by the steps since the one before, with each step taken to last as long as another."""
     waited, steps, before = 0.0, 0, 0
     for event in own:
-        if event["kind"] == "step" and isinstance(event.get("data_wait"), int | float):
-            waited += event["data_wait"] * (event["step"] - before)
-            steps += event["step"] - before
-        if event["kind"] in ("start", "step"):
+        if event["kind"] in ("start", "step") and _whole(event.get("step")):
+            if event["kind"] == "step" and number(event.get("data_wait")):
+                waited += event["data_wait"] * (event["step"] - before)
+                steps += event["step"] - before
             before = event["step"]
     return waited / steps if steps else None
 
 
-def _validation(event: Mapping[str, Any]) -> Validation:
-    cities = {name: city["score"] for name, city in event.get("cities", {}).items()}
-    return Validation(event["step"], event.get("epoch", 0), event["score"], cities, event.get("ema_score"))
-
-
-def render(report: Report) -> str:
-    """The page, in Markdown; the same report always gives the same text."""
-    parts = [f"# {report.kind.capitalize()} {escape(report.name)}"]
-    parts.append(table(["setting", "value"], [[name, value] for name, value in report.facts.items()]))
-    if report.score is not None:
-        parts += ["## Score of the test images", _score_table(report.score)]
-    if report.stages:
-        parts += ["## Stages", _stage_table(report.stages)]
-    for stage in report.stages:
-        if stage.curve:
-            parts += [f"## Validation of {escape(stage.name)}", *_curve(stage)]
-    if report.starts:
-        parts += ["## Starts and their ends", _starts_table(report.starts)]
-    return "\n\n".join(parts) + "\n"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; whatever is in its cells stays in them."""
-    lines = [head, ["---"] * len(head), *([escape(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{letter}" if letter in "\\|`*[]~#" else letter for letter in text)
+def _validation(event: Mapping[str, Any]) -> Validation | None:
+    if not _whole(event.get("step")) or not number(event.get("score")):
+        return None
+    told = event.get("cities")
+    cities = (
+        {str(name): city for name, city in told.items() if isinstance(city, dict)} if isinstance(told, dict) else {}
+    )
+    parts = {
+        value: {name: float(city[value]) for name, city in cities.items() if number(city.get(value))}
+        for value in CITY_VALUES
+    }
+    epoch, ema = event.get("epoch"), event.get("ema_score")
+    return Validation(
+        event["step"],
+        epoch if number(epoch) else 0,
+        event["score"],
+        parts["score"],
+        ema if number(ema) else None,
+        {value: found for value, found in parts.items() if found},
+    )
 
 
 def duration(seconds: float) -> str:
@@ -161,96 +263,3 @@ def duration(seconds: float) -> str:
     if hours == 0:
         return f"{minutes} min"
     return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
-
-
-def _stage_table(stages: Sequence[Stage]) -> str:
-    rows = []
-    for stage in stages:
-        best = stage.best
-        rows.append(
-            [
-                stage.name,
-                "finished" if stage.finished else "not finished" if stage.starts else "not begun",
-                f"{stage.step}" + (f" of {stage.steps}" if stage.steps is not None else ""),
-                "" if stage.epochs is None else f"{stage.epoch or 0:g} of {stage.epochs:g}",
-                _best(best),
-                str(stage.starts),
-                duration(stage.seconds),
-                "" if stage.data_wait is None else f"{stage.data_wait:.0%}",
-                stage.where,
-            ]
-        )
-    return table(["stage", "state", "steps", "epochs", "best score", "starts", "time", "waiting for data", "on"], rows)
-
-
-def _best(best: Validation | None) -> str:
-    if best is None:
-        return "none"
-    return f"{best.highest:.4f} at step {best.step}" + (", of the average" if best.averaged else "")
-
-
-def _curve(stage: Stage) -> list[str]:
-    best = stage.best
-    average = any(point.ema is not None for point in stage.curve)
-    shown = thinned(stage.curve, best)
-    cities = sorted({city for point in stage.curve for city in point.cities})
-    rows = [
-        [
-            f"{point.step}",
-            f"{point.epoch:g}",
-            f"{point.score:.4f}" + (" (best)" if point is best and not point.averaged else ""),
-            *([_number(point.ema) + (" (best)" if point is best and point.averaged else "")] if average else []),
-            *(f"{point.cities[city]:.4f}" if city in point.cities else "" for city in cities),
-        ]
-        for point in shown
-    ]
-    told = [f"{len(shown)} of {len(stage.curve)} validations are shown."] if len(shown) < len(stage.curve) else []
-    head = ["step", "epoch", "score", *(["average"] if average else []), *map(escape, cities)]
-    return [*told, table(head, rows)]
-
-
-def thinned(curve: Sequence[Validation], best: Validation | None) -> list[Validation]:
-    """At most about `MOST_ROWS` points of a curve, evenly spread, with its last and its best."""
-    every = -(-len(curve) // MOST_ROWS)
-    return [
-        point
-        for number, point in enumerate(curve, 1)
-        if number % max(every, 1) == 0 or number == len(curve) or point is best
-    ]
-
-
-def _starts_table(starts: Sequence[Start]) -> str:
-    rows = [
-        [
-            datetime.fromtimestamp(start.time, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-            start.job,
-            start.id,
-            "" if start.step is None else str(start.step),
-            start.end,
-            start.text,
-        ]
-        for start in starts
-    ]
-    return table(["start (UTC)", "job", "id", "until step", "end", "in words"], rows)
-
-
-def _score_table(score: Mapping[str, Any]) -> str:
-    constant = score.get("best_constant", {})
-    rows = [
-        [
-            city,
-            str(part.get("images", "")),
-            _number(part.get("agl_r2")),
-            _number(part.get("vflow_r2"), "no truth"),
-            _number(part.get("score")),
-            _number(constant.get("cities", {}).get(city, {}).get("score")),
-        ]
-        for city, part in score.get("cities", {}).items()
-    ]
-    images = sum(int(part.get("images", 0)) for part in score.get("cities", {}).values())
-    rows.append(["all", str(images), "", "", _number(score.get("score")), _number(constant.get("score"))])
-    return table(["city", "images", "R2 heights", "R2 flow", "score", "best constant"], rows)
-
-
-def _number(value: Any, without: str = "") -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else without

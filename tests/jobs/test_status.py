@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from jobs.status import standings, status
 from jobs.survey import Findings, Holder, find_run, read
 from jobs.table import details, overview, restarts, span
 from tests.jobs import fake_slurm
+from tests.reporting.histories import Story
 
 NOW = 10_000.0
 RUN = Run(Path("/runs/first"))
@@ -453,3 +455,94 @@ def test_no_runs_are_no_error_but_a_missing_folder_is(tmp_path: Path, monkeypatc
         status(StatusConfig(runs="elsewhere"))
     with pytest.raises(UserError, match="there are no runs in runs"):
         status(StatusConfig(run="x"))
+
+
+# What its events say of time, costs and end.
+
+
+def preempted() -> Story:
+    """A stage of 1000 steps that was preempted once, and trains again."""
+    story = Story("a", begin=time.time() - 1564.0)
+    story.submit("17")
+    story.launch("17")
+    story.start(30.0)
+    story.train(199)
+    story.interrupt()
+    story.leave("interrupted", "preempted", "requeue")
+    story.spend(1200.0, "queue")
+    story.launch("17", restart=1)
+    story.start(30.0)
+    story.train(99)
+    return story
+
+
+@pytest.fixture
+def interrupted(run: Run, slurm: Path) -> Run:
+    submit(run, a="17", b="18")
+    stages = {"a": StageConfig(length="1000 steps"), "b": StageConfig(length="200 steps", start="a/last")}
+    run.config_file.write_text(to_yaml(TrainConfig(run="first", recipe="demo", stages=stages, until="train")))
+    preempted().write(run.events)
+    History(run.history).begin("a", "17", restart=1)
+    (slurm / "queue").write_text(
+        "17|RUNNING|None|1:00:00|2026-11-22T18:12:00|n0|x\n18|PENDING|Dependency|1:00|N/A||x\n"
+    )
+    return run
+
+
+def test_below_the_table_stands_when_it_ends_why_it_was_interrupted_and_what_that_cost(
+    interrupted: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    status(folder(interrupted, "first"))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines()[1:-3])) <= 100  # all but the path and the commands
+    words = " ".join(shown.split())
+    assert "all stages are done about " in words
+    assert "if interruptions go on as so far started again 1 time (1 preempted), with no step done again" in words
+    assert "preempted: another job needed its place; started again after 20 min" in words
+    assert "of the time is training; interruptions have cost 21 min: 20 min in the queue, 30 s of starting" in words
+
+
+def test_scripts_get_goodput_costs_and_end_too(interrupted: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    status(folder(interrupted, json=True))
+    (found,) = json.loads(capsys.readouterr().out)
+    snapshot = found["snapshot"]
+    assert snapshot["costs"]["queue"] == pytest.approx(1200.0)
+    assert 0.1 < snapshot["goodput"] < 0.5
+    assert snapshot["ends_at"] > time.time()
+    assert snapshot["last_end"]["reason"] == "preempted"
+    assert found["jobs"][0]["seconds_left"] == pytest.approx(snapshot["seconds_left"])
+
+
+def test_a_run_that_does_nothing_any_more_has_no_end_to_come(
+    interrupted: Run, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (slurm / "queue").write_text("")
+    status(folder(interrupted, json=True))
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["active"], found["snapshot"]["ends_at"], found["snapshot"]["seconds_left"]) == (False, None, None)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 180])
+def test_the_table_of_all_runs_has_room_in_any_width(
+    interrupted: Run, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    status(folder(interrupted))
+    shown = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
+    for word in ("first", "running", "goodput", "ends about"):
+        assert word in shown
+    assert ("epoch" in shown) == (width == 180)
+
+
+def test_names_and_texts_give_a_terminal_no_orders(run: Run, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    submit(run, a="17")
+    history = History(run.history)
+    history.begin("a", "17")
+    history.end("a", "17", end="crashed", deed="give up", text="\x1b[2Jgone", traceback="Tr\x07\n  \x9b31mred")
+    status(folder(run, "first"))
+    status(folder(run))
+    shown = capsys.readouterr().out
+    assert "a gave up: gone\n  Tr\n    31mred\n" in shown
+    assert not set(shown) & {"\x1b", "\x07", "\x9b"}

@@ -1,0 +1,245 @@
+"""Follows a run by its events, one after the other, so that a view of it costs the same however long it has run."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agl_core.config import StageConfig, TrainConfig
+from agl_core.reporting import snapshot as states
+from agl_core.reporting.events import JOB_KINDS
+from agl_core.reporting.forecast import Costs, costs, ends_at, seconds_left, steps_of
+from agl_core.reporting.goodput import Account, Life, account
+from agl_core.reporting.seen import StageSeen, is_number, is_whole
+from agl_core.reporting.snapshot import LastEnd, Snapshot
+from agl_core.reporting.turns import TURNS, State, Turns
+from agl_core.reporting.words import clean, reason
+
+Event = Mapping[str, Any]
+LATE = 2.0  # times the usual time between two events, after which something else than steps is going on
+AGE = 60.0  # seconds after which the time of a run that stands still is accounted for anew
+AT_WORK = (states.TRAINS, states.VALIDATES)
+
+
+@dataclass(frozen=True)
+class Books:
+    """Where the time of a run has gone up to `upto` (unix time), and what follows of it."""
+
+    account: Account
+    upto: float
+    spent: Costs
+    reasons: Mapping[str, int]
+    last_end: LastEnd | None
+    goodput: float
+
+
+class Tracker:
+    """Takes events in the order of the file and says at any moment where the run is.
+
+    sign: unix time of a sign of life of the stages that is no event; it may be set at any time, and so may what
+    `turns` holds.
+    """
+
+    def __init__(self, run: str, config: TrainConfig | None, accounts: bool = True) -> None:
+        """`config` may be None where it cannot be read: then nothing is said of stages to come. Without `accounts`
+        nothing is said of where the time has gone, and no event is kept."""
+        self.run, self._config, self._accounts = run, config, accounts
+        self.stages: dict[str, StageSeen] = {}
+        self.turns = Turns()
+        self.sign: float | None = None
+        self._events: list[Event] = []
+        self._at: float | None = None  # the time of the newest event
+        self._generation = 0
+        self._signals: list[tuple[str, float, str]] = []  # stage, time and signal of every interruption
+        self._books: Books | None = None
+        self._stale = False
+        self._trained = 0.0  # seconds of steps since the books were made
+
+    def add(self, event: Event) -> None:
+        """Take the next event."""
+        kind, stage = event["kind"], event["stage"]
+        self._at = event["time"]
+        if self._accounts:
+            self._events.append(event)
+        self._stale = self._stale or kind in TURNS
+        if kind in JOB_KINDS:
+            self.turns.add(event)
+            return
+        generation = event.get("generation", self._generation)
+        if not is_whole(generation) or generation < self._generation:
+            return  # of an earlier start that has not noticed yet: its time counts, its steps do not
+        if kind == "start":
+            self._generation = generation
+        self.turns.add(event)
+        self.stages.setdefault(stage, StageSeen(stage)).add(event)
+        if kind == "interruption":
+            self._signals.append((stage, event["time"], str(event.get("signal", ""))))
+        if kind == "step" and is_number(event.get("seconds")):
+            waited = event.get("waited")
+            self._trained += event["seconds"] - (waited if is_number(waited) else 0.0)
+
+    def stepped(self, stage: str, step: int, at: float) -> None:
+        """`stage` has done `step` at the unix time `at`, which no event tells yet."""
+        seen = self.stages.get(stage)
+        if seen is not None and step >= (seen.step or 0):
+            seen.step, seen.at = step, at
+            seen.validating = None
+
+    def snapshot(self, now: float, exact: bool = False, job: str | None = None) -> Snapshot:
+        """Where the run is at `now` (unix time), or one job of it. With `exact` its time is accounted for anew;
+        otherwise only after something has begun or ended, and carried on from there."""
+        names = self.stage_names()
+        job = self.turns.at(names) if job is None else job
+        seen, config = self.stages.get(job, StageSeen(job)), self._stage(job)
+        sign = max((sign for sign in (seen.at, self.sign if job in names else None) if sign is not None), default=None)
+        state, told, since = self._state(job, now, sign)
+        books = self._books_at(state, now, exact)
+        goes_on = state not in states.ENDED
+        clock = seen.at if state in AT_WORK and seen.at is not None else now
+        left, each = seconds_left(seen, config) if goes_on else None, seen.step_seconds()
+        spent = books.spent if books else Costs(0.0, {}, 0.0, 0.0)
+        end = ends_at(self._config, job, self.stages, spent, clock) if self._config and config and goes_on else None
+        return Snapshot(
+            run=clean(self.run),
+            now=now,
+            job=clean(job),
+            stage_number=names.index(job) + 1 if job in names else 0,
+            stages=len(names),
+            state=state,
+            told=told,
+            since=since,
+            where=self._where(job),
+            epoch=seen.epoch,
+            epochs=_whole(seen.start.get("epochs")),
+            step=seen.step,
+            steps=seen.total,
+            losses={name: value for name, value in seen.newest.items() if name.endswith("loss") and is_number(value)},
+            lr=_number(seen.newest.get("lr")),
+            crops_per_second=config.batch / each if config and each else _number(seen.newest.get("crops_per_second")),
+            data_wait=seen.data_wait(),
+            checkpoint_share=seen.checkpoint_share(),
+            validation=seen.validations[-1] if seen.validations else None,
+            best=seen.best,
+            scores={clean(name): one.best.score for name, one in self.stages.items() if one.best is not None},
+            interruptions=books.account.interruptions if books else 0,
+            reasons=books.reasons if books else {},
+            steps_lost=books.account.steps_lost if books else 0,
+            goodput=books.goodput if books else None,
+            seconds=books.account.seconds if books else {},
+            costs=spent.items,
+            cost_share=spent.per_second,
+            seconds_left=None if left is None else max(left - (now - clock), 0.0),
+            ends_at=None if end is None else max(end, now),
+            last_sign=max(self._at or 0.0, sign or 0.0) or None,
+            last_end=books.last_end if books else None,
+        )
+
+    def stage_names(self) -> list[str]:
+        """The stages of the run in their order, as far as they are known."""
+        return list(self._config.stages) if self._config is not None else list(self.stages)
+
+    def _stage(self, job: str) -> StageConfig | None:
+        return self._config.stages.get(job) if self._config is not None else None
+
+    def _where(self, job: str) -> str:
+        host, id = self.turns.place(job)
+        start = self.stages[job].start if job in self.stages else {}
+        size, device = start.get("world_size"), str(start.get("device", "")).partition(":")[0]
+        parts = [f"on {host}" if host else "", f"job {id}" if id.isdecimal() else id]
+        return clean(", ".join(part for part in [*parts, f"{size} x {device}" if size and device else ""] if part))
+
+    def _state(self, job: str, now: float, sign: float | None) -> State:
+        state, told, since = self.turns.state(job, now, sign)
+        if job in self.stages and state == states.TRAINS:
+            seen = self.stages[job]
+            validating = seen.validating if seen.validating is not None else self._validating_since(seen, now)
+            return (state, told, since) if validating is None else (states.VALIDATES, "", validating)
+        if job not in self.stage_names() and state in (states.TRAINS, states.STARTS, states.SILENT):
+            return self.turns.works(job, now)  # it tells of nothing while it works
+        return state, told, since
+
+    def _validating_since(self, seen: StageSeen, now: float) -> float | None:
+        """Since when it must be validating, if for longer than usual no step was told of, and a validation was due."""
+        config, each, recent = self._stage(seen.name), seen.step_seconds(), seen.recent()
+        tiles, step, at = seen.start.get("tiles"), seen.newest.get("step"), seen.newest.get("time")
+        if config is None or not each or not recent or not is_whole(step) or not is_number(at) or not seen.total:
+            return None
+        every = steps_of(config.validate_every, config.batch, tiles if is_whole(tiles) else None)
+        usual = recent[-1].steps
+        if not every or not seen.start.get("validation_tiles", 1) or now - at < LATE * (usual * each + 1.0):
+            return None
+        validated = seen.validations[-1].step if seen.validations else 0
+        at_a_step = -(-step // every) * every - step < 1 and validated < step  # the newest step itself ends an epoch
+        due = step if at_a_step else min(-(-(step + 1) // every) * every, seen.total)
+        return at + (due - step) * each if due <= step + usual else None
+
+    def _books_at(self, state: str, now: float, exact: bool) -> Books | None:
+        """The books up to the newest turn of the run and what was trained since; while it stands still, up to about
+        now."""
+        if not self._events:
+            return None
+        if exact:
+            return self._made(now)
+        if state not in (*AT_WORK, states.STARTS, states.WORKS, states.FINISHED):
+            if self._books is None or self._stale or now - self._books.upto >= AGE:
+                self._books, self._stale, self._trained = self._made(now), False, 0.0
+            return self._books
+        newest = self._events[-1]["time"]
+        if self._books is None or self._stale:
+            self._books, self._stale, self._trained = self._made(newest), False, 0.0
+        books = self._books
+        since = max(newest - books.upto, 0.0) if books else 0.0
+        if books is None or not since:
+            return books
+        wanted = books.account.wall + since - books.account.seconds["stopped"]
+        goodput = (books.account.seconds["training"] + self._trained) / wanted if wanted > 0 else 0.0
+        return replace(books, goodput=min(goodput, 1.0), spent=replace(books.spent, kept=books.spent.kept + since))
+
+    def _made(self, upto: float) -> Books | None:
+        made = account(self._events, upto)
+        if made is None:
+            return None
+        names = {*self.stage_names(), *self.stages}
+        lives = [self._with_end(life) for life in made.lives if life.job in names]
+        spent = costs(made, names)
+        return Books(made, upto, spent, _reasons(lives), _last_end(lives, names), made.goodput)
+
+    def _with_end(self, life: Life) -> Life:
+        """A start whose end nobody but the trainer has written down, with what that said."""
+        if life.end:
+            return life
+        until = life.ended if life.ended is not None else math.inf
+        own = [signal for job, at, signal in self._signals if job == life.job and life.launched <= at <= until + 1.0]
+        return replace(life, end="interrupted", why=own[-1]) if own else life
+
+
+def _number(value: Any) -> float | None:
+    return value if is_number(value) else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if is_whole(value) else None
+
+
+def _reasons(lives: Sequence[Life]) -> dict[str, int]:
+    """Why stages were started again, most frequent first."""
+    newest = {life.job: life.number for life in lives}
+    ends = [reason(life.end, life.why) for life in lives if life.number != newest[life.job] and life.end != "done"]
+    return dict(Counter(map(clean, ends)).most_common())
+
+
+def _last_end(lives: Sequence[Life], stages: Collection[str]) -> LastEnd | None:
+    """The newest start that ended before its stage was done, and how."""
+    again: dict[str, Life] = {}  # the start after, by job
+    for life in reversed([life for life in lives if life.job in stages]):
+        later = again.get(life.job)
+        again[life.job] = life
+        if life.end == "done" or (later is None and (life.ended is None or not life.end)):
+            continue
+        at = life.ended if life.ended is not None else life.launched
+        away = None if later is None else max(later.launched - at, 0.0)
+        ran = max(at - life.launched, 0.0)
+        key = clean(reason(life.end, life.why))
+        return LastEnd(clean(life.job), key, clean(life.text), at, ran, away, life.reached)
+    return None
