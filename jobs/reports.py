@@ -1,61 +1,150 @@
-"""The verb `report`: what became of a run or of an ensemble, in report.md of its folder."""
+"""The verb `report`: what became of one run, or of several side by side, in one HTML file."""
 
 import hashlib
 import json
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from agl_core.config import ReportConfig, TrainConfig
 from agl_core.errors import UserError
-from agl_core.files import read_json, write_text
-from agl_core.reporting.events import read_events, seconds_spent
-from agl_core.reporting.report import Report, Start, read_stage, render
-from jobs.history import Incarnation, incarnations, read_history
+from agl_core.files import read_json, writable_folder, write_text
+from agl_core.reporting.events import read_all, read_events, seconds_spent
+from agl_core.reporting.report import Gallery, Report, Stage, read_stage
+from jobs import survey
 from jobs.many import read_ensemble
-from jobs.pipeline import REPORT
+from jobs.reportfacts import cluster_facts, now_of, read_settings, with_history
 from jobs.runs import Run
 from jobs.settings import flat
+from jobs.standing import RunStanding, assess
 
 SETTINGS = ("recipe", "encoder", "encoder_weights", "seed", "fold", "folds", "fold_by", "precision", "data", "store")
+MOST_NAMES = 4  # of compared runs, in the name of their file
 
 
 def report(config: ReportConfig) -> None:
-    """Write the report of the run that `config` names, and say where it is.
+    """Write the report on the runs that `config` names, and say where it is.
 
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or the file cannot be written there.
     """
-    run = Run(Path(config.runs).absolute() / config.run)
-    if not (run.exists() or run.is_ensemble()):
-        files = [*run.path.parent.glob("*/config.yaml"), *run.path.parent.glob("*/ensemble.yaml")]
-        known = sorted(path.parent.name for path in files)
-        raise UserError(f"there is no run {config.run!r} in {config.runs}: it has {', '.join(known) or 'none'}")
-    print(report_run(run))
+    names = list(dict.fromkeys(name for name in config.run.split(",") if name))
+    runs = list(dict.fromkeys(survey.find_run(config.runs, name) for name in names))
+    out = _out(config, runs)
+    from jobs.status import standings
+
+    now = time.time()
+    found = standings(runs, now)
+    given = (config.predictions, config.truth)
+    if any(given) and len(runs) > 1:
+        raise UserError("--predictions and --truth are of one run: give one, or leave them out")
+    told = [
+        read_report(run, now, standing, _tiles(run, config.tiles, *given))
+        for run, standing in zip(runs, found, strict=True)
+    ]
+    _write(out, told)
+    print(out)
 
 
 def report_run(run: Run) -> Path:
-    """Write report.md of a run or an ensemble, whole or not at all; returns its path."""
-    write_text(run.report_file, render(read_report(run)))
+    """Write report.html of a run or an ensemble, whole or not at all; returns its path. Slurm is not asked: for the
+    job at the end of a run, which knows that all before it is done."""
+    now = time.time()
+    standing = assess(survey.read(run), None, {}, now)
+    _write(run.report_file, [read_report(run, now, standing, _tiles(run, ReportConfig().tiles))])
     return run.report_file
 
 
-def read_report(run: Run) -> Report:
-    """All that is known about a run or an ensemble, from its folder alone."""
-    history = incarnations(read_history(run.history))
-    # The report that is being made has no end yet, which is no news.
-    history = [one for one in history if one.end is not None or one.begin["job"] != REPORT]
-    score = _score(run)
-    if run.is_ensemble():
-        starts = [_start(one, []) for one in history]
-        content = read_ensemble(run)
-        facts = {"runs": ", ".join(content.runs), "data": content.data, "unit": content.unit}
-        return Report(run.name, "ensemble", facts, [], starts, score)
-    config = run.config()
-    starts = [_start(one, list(config.stages)) for one in history]
+def _write(path: Path, reports: Sequence[Report]) -> None:
+    from agl_core.reporting.page.page import page
+
+    write_text(path, page(reports))
+
+
+def _out(config: ReportConfig, runs: Sequence[Run]) -> Path:
+    if config.out:
+        path = Path(config.out)
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give the name of a file with --out")
+    elif len(runs) == 1:
+        path = runs[0].report_file
+    else:
+        more = [f"and-{len(runs) - MOST_NAMES}-more"] if len(runs) > MOST_NAMES else []
+        path = runs[0].path.parent / f"report-{'-'.join([*(run.name for run in runs[:MOST_NAMES]), *more])}.html"
+    writable_folder(path.absolute().parent, "--out")
+    return path
+
+
+def _tiles(run: Run, count: int, predictions: str = "", truth: str = "") -> Gallery:
+    from jobs.gallery import gallery
+
+    return gallery(run, count, predictions, truth)
+
+
+def read_report(run: Run, now: float, standing: RunStanding, gallery: Gallery) -> Report:
+    """All that is known about a run, an ensemble or a prediction at the unix time `now`, from its folder and where it
+    stands."""
+    from agl_core.reporting.goodput import account
+    from agl_core.reporting.snapshot import take
+
+    kind = "ensemble" if run.is_ensemble() else "prediction" if run.is_prediction() else "run"
+    notes = [standing.note] if standing.note else []
+    config, facts = _config(run, kind, notes)
+    events = with_history(read_all(run.events), run)
+    present = now if standing.active else None
+    snapshot = take(events, config, now) if events else None
+    return Report(
+        name=run.name,
+        kind=kind,
+        path=str(run.path),
+        made=now,
+        version=project_version(),
+        now=now_of(standing, run),
+        facts=facts,
+        stages=_stages(run, config),
+        account=account(events, present),
+        snapshot=snapshot,
+        score=_score(run, notes),
+        gallery=gallery,
+        settings=[] if config is None else read_settings(config),
+        cluster=cluster_facts(run),
+        notes=notes,
+    )
+
+
+def _config(run: Run, kind: str, notes: list[str]) -> tuple[TrainConfig | None, dict[str, str]]:
+    """The configuration of a run, None where there is none or it cannot be read; and what it is, by name."""
+    try:
+        if kind == "ensemble":
+            content = read_ensemble(run)
+            return None, {"runs": ", ".join(content.runs), "data": content.data, "unit": content.unit}
+        if kind == "prediction":
+            asked = run.prediction()
+            told = {name: str(getattr(asked, name)) for name in ("run", "weights", "data", "images", "out", "tta")}
+            return None, {name: value for name, value in told.items() if value}
+        config = run.config()
+    except UserError as error:
+        if str(error) not in notes:
+            notes.append(str(error))
+        return None, {}
+    return config, {"configuration": config_digest(config), **{name: str(getattr(config, name)) for name in SETTINGS}}
+
+
+def _stages(run: Run, config: TrainConfig | None) -> list[Stage]:
+    """What is known of the stages; of a run whose configuration cannot be read, of those that its events name."""
     events, spent = read_events(run.events), seconds_spent(run.events)
-    stages = [read_stage(events, stage, run.finished(stage), spent.get(stage, 0.0)) for stage in config.stages]
-    facts = {"configuration": config_digest(config), **{name: str(getattr(config, name)) for name in SETTINGS}}
-    return Report(run.name, "run", facts, stages, starts, score)
+    named = (str(event["stage"]) for event in events if event.get("kind") == "start")
+    names = list(config.stages) if config is not None else list(dict.fromkeys(named))
+    return [read_stage(events, name, _finished(run, name), spent.get(name, 0.0)) for name in names]
+
+
+def _finished(run: Run, stage: str) -> bool:
+    try:
+        return run.finished(stage)
+    except (UserError, AttributeError):
+        return False
 
 
 def config_digest(config: TrainConfig) -> str:
@@ -65,23 +154,20 @@ def config_digest(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps([identity, order], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _score(run: Run) -> dict[str, Any] | None:
+def project_version() -> str:
+    """The version of this project that is installed."""
+    try:
+        return version("agl")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _score(run: Run, notes: list[str]) -> dict[str, Any] | None:
+    if not run.score_file.exists():
+        return None
     try:
         found = read_json(run.score_file)
-    except UserError:
+    except UserError as error:
+        notes.append(str(error))
         return None
     return found if isinstance(found, dict) else None
-
-
-def _start(one: Incarnation, stages: list[str]) -> Start:
-    end = one.end or {}
-    how = ", ".join(str(end[name]) for name in ("end", "why") if end.get(name))
-    step = end.get("step", one.begin.get("step"))
-    return Start(
-        time=float(one.begin["time"]),
-        job=str(one.begin["job"]),
-        id=str(one.begin["id"]),
-        step=step if one.begin["job"] in stages and isinstance(step, int) else None,
-        end=how or "no end was written down: it still runs, or was killed with its machine",
-        text=str(end.get("text", "")),
-    )

@@ -110,7 +110,7 @@ def test_a_finished_run_has_nothing_to_do(config: TrainConfig, trained, capsys) 
     trained.clear()
     told = capsys.readouterr().out
     assert told.splitlines()[-1].startswith("run first is finished")
-    assert told.splitlines()[-1].endswith("report.md")
+    assert told.splitlines()[-1].endswith("report.html")
     train(config, DEBUG)
     assert trained == []
     assert "nothing to do: run first is finished" in capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_a_run_that_shall_only_be_trained_is_not_reported_on_until_it_is_asked_f
     train(replace(config, until="train"), DEBUG)
     assert not run_of(config).report_file.exists()
     train(config, DEBUG)
-    assert run_of(config).report_file.read_text().startswith("# Run first\n")
+    assert run_of(config).report_file.read_text().count("<title>Run first</title>") == 1
     assert [stage for stage, _, _ in trained] == ["a", "b"]
 
 

@@ -97,8 +97,9 @@ def test_the_jobs_after_training_leave_predictions_score_and_report_with_their_r
     assert len(files(run.predictions)) == 6
     assert read_json(run.stage_record("predict"))["weights"] == "b/best"
     assert read_json(run.score_file)["score"] == read_json(run.stage_record("evaluate"))["score"]
-    assert "# Run first" in run.report_file.read_text()
-    assert "## Score" in run.report_file.read_text()
+    page = run.report_file.read_text()
+    assert "<title>Run first</title>" in page
+    assert "Score of the test images" in page
 
 
 def test_an_ensemble_s_folder_is_all_that_its_jobs_need(config: TrainConfig, tmp_path: Path) -> None:
@@ -115,8 +116,9 @@ def test_an_ensemble_s_folder_is_all_that_its_jobs_need(config: TrainConfig, tmp
         assert folder.finished(job)
     assert len(files(folder.predictions)) == 6
     assert "score" in read_json(folder.score_file)
-    assert folder.report_file.read_text().startswith("# Ensemble e\n")
-    assert "| runs | q, r |" in folder.report_file.read_text()
+    page = folder.report_file.read_text()
+    assert "<title>Ensemble e</title>" in page
+    assert "<dt>runs</dt><dd>q, r</dd>" in page
 
 
 def test_a_store_is_prepared_without_a_record_since_its_seal_is_one(config: TrainConfig) -> None:
@@ -234,7 +236,7 @@ def test_a_short_job_that_is_warned_leaves_nothing_half_done(
     run = begin(config)
     do(run, "predict")
     before = sorted(run.path.rglob("*"))
-    warn_at(monkeypatch, *{"evaluate": (evaluating, "write_json"), "report": (reports, "render")}[kind], 1)
+    warn_at(monkeypatch, *{"evaluate": (evaluating, "write_json"), "report": (reports, "_write")}[kind], 1)
     with pytest.raises(InterruptedRunError):
         do(run, kind)
     assert sorted(run.path.rglob("*")) == before

@@ -63,6 +63,6 @@ def test_a_newcomer_submits_looks_cancels_and_resumes(tmp_path: Path) -> None:
             slurm.wait(str(job), ["COMPLETED"])
         standing = json.loads(give("status first --json", tmp_path, slurm))
     assert standing
-    assert (run / "report.md").read_text()
+    assert (run / "report.html").read_text()
     assert set(read_json(run / "score.json")) >= {"score", "cities"}
     assert list((run / "predictions").glob("*_AGL.tif"))

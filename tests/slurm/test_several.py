@@ -66,4 +66,4 @@ def test_several_runs_share_a_store_and_end_in_their_ensemble(tmp_path: Path) ->
         assert last.stdout.count("nothing to do") == 3
         assert submitted(tmp_path) == ids
     assert "score" in read_json(tmp_path / "runs" / "x-ensemble" / "score.json")
-    assert "# Ensemble x-ensemble" in (tmp_path / "runs" / "x-ensemble" / "report.md").read_text()
+    assert "<title>Ensemble x-ensemble</title>" in (tmp_path / "runs" / "x-ensemble" / "report.html").read_text()
