@@ -129,7 +129,13 @@ def settle(config: TrainConfig, cluster: ClusterConfig, run: Run) -> TrainConfig
         workers=cluster.workers if config.workers is None else config.workers,
         threads=cluster.default_threads() if config.threads is None else config.threads,
         stage_in=_on_node(config.stage_in) or cluster.stage_in,
+        notify=replace(config.notify, command=_full_words(config.notify.command)),
     )
+
+
+def _full_words(command: Sequence[str]) -> list[str]:
+    """A command that finds its files in another folder too. Its first word stays, if it is looked up in PATH."""
+    return [_full_path(word) if number or "/" in word else word for number, word in enumerate(command)]
 
 
 def _on_node(folder: str) -> str:

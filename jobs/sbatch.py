@@ -8,7 +8,7 @@ the ranks with srun as often as it takes.
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ DEAF = (
 python sets its handlers; that process then asks Slurm what has happened meanwhile."""
 
 
-def parameters(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence[str] = ()) -> dict[str, Any]:
+def parameters(
+    cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence[str] = (), mail: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The parameters of submitit's Slurm executor for a job.
 
-    code: the snapshot that it runs; after: ids of the jobs that must succeed first. A stage has what the configuration
-    says; predicting has the processes and GPUs of one node; preparing the store takes the cores of a node's share and
-    no GPU; the other jobs are one process's share.
+    code: the snapshot that it runs; after: ids of the jobs that must succeed first; mail: see `jobs.mail`. A stage
+    has what the configuration says; predicting has the processes and GPUs of one node; preparing the store takes
+    the cores of a node's share and no GPU; the other jobs are one process's share.
     """
     assert cluster.time_hours is not None
     gpus = gpus_per_node(cluster, job.kind)
@@ -68,7 +70,7 @@ def parameters(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence
         chosen["dependency"] = f"afterok:{':'.join(after)}"
         # Otherwise the dependents of a failed job stay in the queue for ever.
         additional["kill-on-invalid-dep"] = "yes"
-    chosen["additional_parameters"] = additional | further
+    chosen["additional_parameters"] = additional | further | dict(mail or {})
     chosen["setup"] = setup_lines(cluster, code)
     chosen["use_srun"] = False
     # submitit's default is a key of its own, which sites that check keys refuse.
@@ -151,9 +153,11 @@ def srun_command(cluster: ClusterConfig, run: Run, name: str, kind: str, folder:
     ]
 
 
-def sbatch_text(cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence[str] = ()) -> str:
+def sbatch_text(
+    cluster: ClusterConfig, job: JobSpec, code: Path, after: Sequence[str] = (), mail: Mapping[str, str] | None = None
+) -> str:
     """The text of the script that is given to sbatch."""
-    chosen = parameters(cluster, job, code, after)
+    chosen = parameters(cluster, job, code, after, mail)
     return str(_make_sbatch_string(command=command(job.run.jobs), folder=job.run.jobs, **chosen))
 
 
