@@ -19,6 +19,7 @@ from agl_core.durable.guard import Guard
 from agl_core.errors import UserError, valid_choice
 from agl_core.files import is_file, whole_file, writable_folder, write_text
 from jobs.cluster import ClusterConfig, load_cluster
+from jobs.doctor.doctor import before_predicting
 from jobs.executors import check_place, describe, enter, execute
 from jobs.failure import JobError, JobInterruptedError
 from jobs.local import count_gpus, run_ranks
@@ -186,6 +187,7 @@ def continue_prediction(run: Run, config: PredictConfig, cluster: ClusterConfig)
     _check_precision(config, cluster)
     enter(cluster)
     told = foreseen(config)
+    before_predicting(config, cluster, run.path.parent)
     writable_folder(Path(config.out), "--out")
     job = JobSpec(run, PREDICT, PREDICT)
     with hold(run, submits=cluster.executor == "slurm"):

@@ -7,8 +7,10 @@ from agl_core.config import TrainConfig
 from agl_core.errors import UserError
 from agl_core.files import read_json
 from jobs.cluster import ClusterConfig
+from jobs.doctor.doctor import before_training
 from jobs.executors import check_place, describe, enter, execute
 from jobs.lock import hold
+from jobs.mail import check_notify
 from jobs.many import (
     EnsembleFile,
     Several,
@@ -47,6 +49,7 @@ def train(asked: TrainConfig | Several, cluster: ClusterConfig) -> None:
     configs = [settle(config, cluster, run) for config, run in zip(runs_of(asked), runs, strict=True)]
     for config, run in zip(configs, runs, strict=True):
         check_same_run(run, config)
+    check_notify(configs[0], cluster)
     ensemble = ensemble_of(asked) if PREDICT in follow_ups(configs[0]) else None
     content = describe_ensemble(configs, runs)
     jobs = _plan(configs, runs, ensemble, content)
@@ -65,6 +68,7 @@ def train(asked: TrainConfig | Several, cluster: ClusterConfig) -> None:
     check_data(configs[0])  # all runs have the same
     for config in configs:
         check_inputs(config, cluster)
+    before_training(configs, cluster)
     fetch_encoder_weights(configs, runs, jobs)
     with ExitStack() as held:
         for run in [*runs, *([ensemble] if ensemble is not None else [])]:
@@ -103,7 +107,7 @@ def _show(configs: Sequence[TrainConfig], runs: Sequence[Run], jobs: Sequence[Jo
         if cached(encoder, cache) is None:
             print(f"would fetch the ImageNet weights of {encoder} into {cache}")
     print("would run\n")
-    print(describe(jobs, cluster, first.threads or 1, first.workers or 0))
+    print(describe(jobs, cluster, first.threads or 1, first.workers or 0, first.notify))
 
 
 def _tell_end(runs: Sequence[Run], ensemble: Run | None, prefix: str = "") -> None:

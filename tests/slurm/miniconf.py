@@ -45,7 +45,8 @@ KillWait={kill_wait}
 MessageTimeout={message_timeout}
 CompleteWait=0
 MinJobAge=86400
-JobRequeue=1
+JobRequeue={job_requeue}
+{gres}
 {nodes}
 PartitionName=DEFAULT Nodes=ALL PriorityTier=1 MaxTime=INFINITE DefaultTime=10
 PartitionName=preemptible Default=YES PreemptMode=REQUEUE GraceTime={grace}
@@ -60,7 +61,8 @@ PartitionName=urgent PriorityTier=10 PreemptMode=OFF GraceTime=0
 class MiniSettings:
     """A cluster. grace: seconds of GraceTime of the partitions that have one; kill_wait: seconds from TERM to KILL;
     cred_expire: a requeued job waits one second more than this; slurmd_timeout: seconds after which a silent node is
-    down; send_user_signal: whether a preemption warns with the signal that the job has asked for (--signal)."""
+    down; send_user_signal: whether a preemption warns with the signal that the job has asked for (--signal); gpus: of
+    each node, called v100, which are nothing; job_requeue: whether jobs come back that do not say if they shall."""
 
     nodes: int = 2
     cpus: int = 4
@@ -70,6 +72,8 @@ class MiniSettings:
     slurmd_timeout: int = 15
     message_timeout: int = 5
     send_user_signal: bool = False
+    gpus: int = 0
+    job_requeue: bool = True
 
 
 def conf_text(folder: Path, nodes: Sequence[str], settings: MiniSettings) -> str:
@@ -77,7 +81,7 @@ def conf_text(folder: Path, nodes: Sequence[str], settings: MiniSettings) -> str
     controller, default, *ports = _free_ports(len(nodes) + 2)
     lines = [
         f"NodeName={node} NodeHostname=host-{node} NodeAddr=127.0.0.1 Port={port} CPUs={settings.cpus} "
-        "RealMemory=8000 State=UNKNOWN"
+        f"RealMemory=8000 State=UNKNOWN{f' Gres=gpu:v100:{settings.gpus} Feature=v100' if settings.gpus else ''}"
         for node, port in zip(nodes, ports, strict=True)
     ]
     return CONF.format(
@@ -87,6 +91,8 @@ def conf_text(folder: Path, nodes: Sequence[str], settings: MiniSettings) -> str
         controller_port=controller,
         node_port=default,
         nodes="\n".join(lines),
+        gres="GresTypes=gpu" if settings.gpus else "",
+        job_requeue=int(settings.job_requeue),
         user_signal="SlurmctldParameters=preempt_send_user_signal" if settings.send_user_signal else "",
         grace=settings.grace,
         kill_wait=settings.kill_wait,
@@ -94,6 +100,11 @@ def conf_text(folder: Path, nodes: Sequence[str], settings: MiniSettings) -> str
         slurmd_timeout=settings.slurmd_timeout,
         message_timeout=settings.message_timeout,
     )
+
+
+def gres_text(folder: Path, settings: MiniSettings) -> str:
+    """What each node has of GPUs: files that Slurm takes for them, which `folder` must have."""
+    return f"Name=gpu Type=v100 File={folder}/gpu[0-{settings.gpus - 1}]\n" if settings.gpus else ""
 
 
 def _free_ports(count: int) -> list[int]:

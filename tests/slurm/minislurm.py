@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.slurm.keeper import members
-from tests.slurm.miniconf import MiniSettings, conf_text
+from tests.slurm.miniconf import MiniSettings, conf_text, gres_text
 
 ROOT = Path(__file__).parent.parent.parent
 ADMIN = "/usr/sbin"  # where Debian has the daemons, and the PATH of many users has not
@@ -77,6 +77,10 @@ class MiniSlurm:
         """
         (self.folder / "state").mkdir(parents=True, exist_ok=True)
         self.conf.write_text(conf_text(self.folder, self.nodes, self.settings))
+        if self.settings.gpus:
+            (self.folder / "gres.conf").write_text(gres_text(self.folder, self.settings))
+            for number in range(self.settings.gpus):
+                (self.folder / f"gpu{number}").symlink_to(os.devnull)
         # Without SLURM_CONF, so that it does not count as a member. It holds on to nothing but its end of the pipe.
         self._keeper = subprocess.Popen(
             [sys.executable, "-m", "tests.slurm.keeper", str(self.conf)],
