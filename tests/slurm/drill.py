@@ -3,9 +3,10 @@
     python -m tests.slurm.drill --interruptions 300 --steps 12000 --seed 0 [--out FOLDER] [--json FILE]
 
 Trains a tiny run on a small cluster on this machine, once left alone and once interrupted at moments drawn from the
-seed, by everything that a site, a user or an accident can do to a job. Prints what each interruption cost, the goodput,
-and whether weights and history are the same; the exit code is 0 only if they are and no announced interruption has cost
-a step.
+seed, by everything that a site, a user or an accident can do to a job. Prints what each interruption cost, where the
+time went by the run's events, when `plan` says that such a run ends, and whether weights and history are the same. The
+exit code is 0 only if they are, no announced interruption has cost a step, the items of the time add up to all of it,
+and the plan was right to a tenth (if the machine has kept its pace; otherwise with the times of the interrupted run).
 """
 
 import argparse
@@ -28,6 +29,7 @@ from agl_core.files import read_json, write_json
 from jobs.interruption import Interruption, Moment, Pace, aim
 from jobs.runs import Run
 from jobs.verdict import compare_runs
+from tests.slurm.foretold import DEVIATION, Foretold, adds_up, foretell, spent
 from tests.slurm.judge import lost_steps
 from tests.slurm.miniconf import MiniSettings
 from tests.slurm.minislurm import FINAL, MiniSlurm
@@ -53,19 +55,22 @@ KINDS = {
 }
 """What interrupts the run, and how often; the last two end the job, and the command is given again."""
 ENDS = ("cancel", "kill everything")
+EARLY = (0.25, 0.5, 0.0)
+"""Where kinds that are not drawn strike: so early that a run that is a little faster does not end before the last."""
 UNANNOUNCED = ("kill all", "kill everything")
 
 
 @dataclass
 class Row:
-    """One interruption. at: step; struck: when, seconds since 1970; lost: steps done again because of it; waited:
-    seconds until the job was started again, Slurm's own delay included; resumed: until its first step after that, None
-    if it was struck before."""
+    """One interruption. at: step; struck: when, seconds since 1970; starts: of training until then; lost: steps done
+    again because of it; waited: seconds until the job was started again, Slurm's own delay included; resumed: until its
+    first step after that, None if it was struck before."""
 
     kind: str
     phase: str
     at: int
     struck: float = 0.0
+    starts: int = 0
     lost: int = 0
     waited: float | None = None
     resumed: float | None = None
@@ -81,7 +86,7 @@ class Drill:
     def __init__(self, slurm: MiniSlurm, workplace: Workplace, processes: int, steps: int) -> None:
         self.slurm, self.workplace, self.steps = slurm, workplace, steps
         self.scenarios = {
-            name: Scenario(name, recipe="drill", processes=processes) for name in ("alone", "interrupted")
+            name: Scenario(name, recipe="drill", processes=processes) for name in ("alone", "again", "interrupted")
         }
         self.rows: list[Row] = []
         self.seconds = {"alone": 0.0, "interrupted": 0.0}
@@ -109,22 +114,36 @@ class Drill:
         step = (times["finish"] - times["start"]) / self.steps
         return Pace(self.steps, EVERY, VALIDATE, 5.0, step, spent["validation"], spent["checkpoint"])
 
-    def interrupt(self, count: int, seed: int, pace: Pace, tell: Callable[[Row], None]) -> None:
-        """Train the same run with `count` interruptions."""
+    def start_again(self) -> None:
+        """Train the same run until it was started a second time, which takes less than the first, and cancel it."""
+        self.workplace.launch(self.scenarios["again"], self.slurm)
+        watch = self.watch("again")
+        self._until(watch, lambda: len(watch.events("startup")) > 0)
+        self.slurm.run("scontrol", "requeue", watch.id)
+        self._until(watch, lambda: len(watch.events("startup")) > 1)
+        self.slurm.run("scancel", watch.id)
+        self.slurm.wait(watch.id, FINAL, timeout=PATIENCE)
+
+    def interrupt(
+        self, count: int, seed: int, pace: Pace, tell: Callable[[Row], None], kinds: Sequence[str] = ()
+    ) -> None:
+        """Train the same run with `count` interruptions; `kinds`, if they are not to be drawn."""
         random = np.random.Generator(np.random.Philox(seed))
         began = time.monotonic()
         self.workplace.launch(self.scenarios["interrupted"], self.slurm)
         starts = 0
         for number in range(count):
-            kind = str(random.choice(list(KINDS), p=list(KINDS.values())))
+            drawn = str(random.choice(list(KINDS), p=list(KINDS.values())))
             phase = str(random.choice(["step", "start-up", "validation", "save"], p=[0.6, 0.15, 0.1, 0.15]))
-            draw = Interruption("KILL" if kind in UNANNOUNCED else "TERM", kind, phase, *map(float, random.random(3)))
+            places = tuple(map(float, random.random(3)))
+            kind, phase, places = (kinds[number], "step", EARLY) if kinds else (drawn, phase, places)
+            draw = Interruption("KILL" if kind in UNANNOUNCED else "TERM", kind, phase, *places)
             watch = self.watch("interrupted")
             try:
                 row = self._await(watch, draw, starts, count - number - 1, pace)
                 if row is None:
                     break
-                starts = len(watch.events("start"))
+                row.starts = starts = len(watch.events("start"))
                 before = lost_steps(watch.run.path, STAGE)
                 self._strike(watch, kind, row)
             except FinishedError:  # before its last interruptions
@@ -136,8 +155,12 @@ class Drill:
         self.seconds["interrupted"] = time.monotonic() - began
         self._note_resumed()
         after = [*[row.lost for row in self.rows[1:]], lost_steps(self.run_dir("interrupted"), STAGE)]
+        first = self.rows[0] if self.rows else None
         for row, total in zip(self.rows, after, strict=True):
-            row.lost = total - row.lost
+            lost, row.lost = total - row.lost, 0
+            # Whoever is struck before it says where it goes on has lost nothing by that: the one before has.
+            first = first if first is not None and first.starts == row.starts else row
+            first.lost += lost
 
     def _await(self, watch: Watch, draw: Interruption, starts: int, left: int, pace: Pace) -> Row | None:
         """Wait for the moment of an interruption; None if the run is finished before."""
@@ -193,7 +216,7 @@ class Drill:
 
 def problems(drill: Drill, asked: int) -> list[str]:
     """What should not be."""
-    found = []
+    found = adds_up(drill.run_dir("interrupted"))
     if len(drill.rows) < asked:
         found.append(f"only {len(drill.rows)} of {asked} interruptions happened")
     for number, row in enumerate(drill.rows, 1):
@@ -217,6 +240,15 @@ def table(rows: Sequence[Row]) -> Table:
             resumed = [row.resumed for row in same if row.resumed is not None]
             shown.add_row(kind, str(len(same)), str(sum(row.lost for row in same)), _median(waited), _median(resumed))
     return shown
+
+
+def foresight(drill: Drill) -> Foretold:
+    """What `plan` makes of the interruptions that there were, and of the times of the run that was left alone."""
+    known = [(row.kind, row.struck, row.waited) for row in drill.rows]
+    scenario = drill.scenarios["alone"]
+    return foretell(
+        drill.workplace, scenario, drill.run_dir("alone"), drill.run_dir("interrupted"), known, drill.run_dir("again")
+    )
 
 
 def _median(values: Sequence[float]) -> str:
@@ -253,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         drill = Drill(slurm, workplace, given.processes, given.steps)
         say.print(f"drill: {given.steps} steps left alone, {given.processes} processes (in {folder})", highlight=False)
         pace = drill.leave_alone()
+        drill.start_again()
         say.print(f"drill: {drill.seconds['alone']:.0f} s; now with {given.interruptions} interruptions")
 
         def tell(row: Row) -> None:
@@ -261,14 +294,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         drill.interrupt(given.interruptions, given.seed, pace, tell)
     found = problems(drill, given.interruptions)
-    goodput = drill.seconds["alone"] / drill.seconds["interrupted"]
-    Console(width=110 if not sys.stdout.isatty() else None).print(table(drill.rows))
+    account, foretold = spent(drill.run_dir("interrupted")), foresight(drill)
+    if foretold.wrong:
+        found.append(f"plan is wrong by more than {DEVIATION:.0%}: {foretold}")
+    slowdown = drill.seconds["interrupted"] / drill.seconds["alone"]
+    output = Console(width=110 if not sys.stdout.isatty() else None)
+    output.print(table(drill.rows))
+    output.print(foretold.table())
     lost = sum(row.lost for row in drill.rows)
     print(f"{len(drill.rows)} interruptions in {drill.seconds['interrupted'] / 60:.0f} minutes, {lost} steps lost, "
-          f"goodput {100 * goodput:.1f} %, {'; '.join(found) or 'bit-identical'}")  # fmt: skip
+          f"goodput {100 * account.goodput:.1f} %, {slowdown:.2f} times as long as alone; {foretold}; "
+          f"{'; '.join(found) or 'bit-identical'}")  # fmt: skip
     if given.json:
         rows = [asdict(row) for row in drill.rows]
-        write_json(given.json, {"rows": rows, "seconds": drill.seconds, "goodput": goodput, "problems": found})
+        told = {"goodput": account.goodput, "account": account.as_json(), "plan": foretold.as_json()}
+        write_json(given.json, {"rows": rows, "seconds": drill.seconds, **told, "problems": found})
     return 1 if found else 0
 
 
