@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text()
 # What it says of a cluster is tried on one, in tests/slurm/test_readme.py.
 TEXT = re.sub(r"## On a Slurm cluster\n.*?\n## ", "## ", README, flags=re.DOTALL)
 MAPS = (ROOT / "docs" / "maps.md").read_text()
+WATCHING = (ROOT / "docs" / "watching.md").read_text()
 SHORT = ["stages.train.length=2 steps", "stages.train.validate_every=2 steps", "threads=1"]
 
 
@@ -38,13 +39,15 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(900)
-def test_the_commands_of_the_readme_and_of_the_page_on_maps_do_the_whole_job(tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_and_of_its_pages_do_the_whole_job(tmp_path: Path) -> None:
     written = [words for words in commands() if words[2] != "drill"]
     assert [words[2] for words in written[:2]] == ["world", "prepare"]
     assert len(written) == 15
     maps = commands(MAPS)
     assert len(maps) == 7
-    for words in [*written, *maps]:
+    watching = commands(WATCHING)
+    assert [words[2] for words in watching] == ["watch", "status", "report", "report", "doctor", "plan", "plan"]
+    for words in [*written, *maps, *watching]:
         done = run(words, tmp_path)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         if "--dry-run" in words:
@@ -65,6 +68,8 @@ def test_the_commands_of_the_readme_and_of_the_page_on_maps_do_the_whole_job(tmp
         "first-weights/model.safetensors",
         "first-model/first.onnx",
         "first.json",
+        "first.html",
+        "runs/first/report.html",
     ):
         assert (tmp_path / path).is_file(), path
 
