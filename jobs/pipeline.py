@@ -4,6 +4,7 @@ evaluate and report, and join the predictions of several runs."""
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agl_core.config import StageConfig, TrainConfig
 from agl_core.durable.retention import list_checkpoints
@@ -11,6 +12,9 @@ from agl_core.errors import UserError
 from agl_core.files import expanded
 from jobs.cluster import ClusterConfig
 from jobs.runs import Run
+
+if TYPE_CHECKING:  # numpy comes with it, which no launch needs to wait for
+    from agl_core.data.folds import Placed
 
 PREPARE, STAGE, PREDICT, EVALUATE, REPORT, ENSEMBLE = KINDS = (
     "prepare",
@@ -165,15 +169,18 @@ def _sealed(path: Path) -> bool:
 
 
 def check_data(config: TrainConfig) -> None:
-    """Raise a `UserError` if there is no store and none can be prepared, or if images that are to be predicted at the
-    end are missing or of a city that is unknown then, or a stage names such a city; nothing is written."""
+    """Raise a `UserError` if there is no store and none can be prepared, or if its tiles cannot be split into folds,
+    images that are to be predicted at the end are missing or of a city that is unknown then, or a stage names such a
+    city; nothing is written."""
     if not config.store:
         raise UserError("no data: give the folder of a data set with --data, or of a prepared store with --store")
-    from agl_core.data.split import stage_cities
+    from agl_core.data.catalog import cities as cities_of
+    from agl_core.data.split import Split
 
-    cities = _cities_to_come(config) if store_missing(config) else _cities_of_store(config)
+    tiles = _tiles_to_come(config) if store_missing(config) else _tiles_of_store(config)
+    cities = cities_of(tiles)
     for stage in config.stages:
-        stage_cities(config, stage, cities)
+        Split.among(tiles, cities, config, stage)
     if PREDICT in follow_ups(config):
         _check_test(config, cities)
 
@@ -193,15 +200,15 @@ def check_inputs(config: TrainConfig, cluster: ClusterConfig) -> None:
             raise UserError(f"stages.{name}.start: {stage.start} does not exist; give an existing weights file")
 
 
-def _cities_of_store(config: TrainConfig) -> list[str]:
+def _tiles_of_store(config: TrainConfig) -> "Sequence[Placed]":
     from agl_core.data.store import Store
 
-    return list(Store(Path(config.store)).cities)
+    return Store(Path(config.store)).entries
 
 
-def _cities_to_come(config: TrainConfig) -> list[str]:
-    """The cities that the store will have; raises a `UserError` if it cannot be prepared."""
-    from agl_core.data.catalog import cities, read_catalog
+def _tiles_to_come(config: TrainConfig) -> "Sequence[Placed]":
+    """The tiles that the store will have; raises a `UserError` if it cannot be prepared."""
+    from agl_core.data.catalog import read_catalog
 
     state = "is not finished" if Path(config.store).exists() else "does not exist"
     table = Path(config.data) / TRAIN_TABLE
@@ -211,7 +218,7 @@ def _cities_to_come(config: TrainConfig) -> list[str]:
             f"the store {config.store} {state}, and to prepare it there is nothing ({where}): give the folder of a "
             "data set with --data, or a finished store with --store"
         )
-    return cities(read_catalog(Path(config.data), "train"))
+    return read_catalog(Path(config.data), "train")
 
 
 def _check_test(config: TrainConfig, known: list[str]) -> None:

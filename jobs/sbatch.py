@@ -52,7 +52,7 @@ def parameters(
         "ntasks_per_node": tasks(cluster, job.kind) // nodes(cluster, job.kind),
         "cpus_per_task": cpus_per_task(cluster, job.kind),
         "mem": _memory(cluster.memory_gb, 1 if whole else cluster.processes),
-        "time": math.ceil(cluster.time_hours * 60),
+        "time": math.ceil(round(cluster.time_hours * 60, 6)),
         "partition": (cluster.partition if gpus else cluster.cpu_partition or cluster.partition) or None,
         "account": cluster.account or None,
         "qos": cluster.qos or None,

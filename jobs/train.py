@@ -68,7 +68,7 @@ def train(asked: TrainConfig | Several, cluster: ClusterConfig) -> None:
     check_data(configs[0])  # all runs have the same
     for config in configs:
         check_inputs(config, cluster)
-    before_training(configs, cluster)
+    before_training(configs, cluster, jobs)
     fetch_encoder_weights(configs, runs, jobs)
     with ExitStack() as held:
         for run in [*runs, *([ensemble] if ensemble is not None else [])]:
@@ -106,6 +106,12 @@ def _show(configs: Sequence[TrainConfig], runs: Sequence[Run], jobs: Sequence[Jo
     for encoder, cache in imagenet_weights(configs, runs, jobs):
         if cached(encoder, cache) is None:
             print(f"would fetch the ImageNet weights of {encoder} into {cache}")
+    try:
+        check_data(first)
+        for config in configs:
+            check_inputs(config, cluster)
+    except UserError as error:
+        print(f"would be refused as things are: {error}")
     print("would run\n")
     print(describe(jobs, cluster, first.threads or 1, first.workers or 0, first.notify))
 

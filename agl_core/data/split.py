@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agl_core.config import TrainConfig
-from agl_core.data.folds import assign_folds
+from agl_core.data.folds import Placed, assign_folds
 from agl_core.data.store import Store
 from agl_core.errors import UserError
 
@@ -26,14 +26,21 @@ class Split:
         Raises:
             UserError: a side is left without tiles, the folds cannot be made, or the store has no such city.
         """
-        cities = stage_cities(config, stage, store.cities) if stage is not None else store.cities
-        tiles = [number for number, entry in enumerate(store.entries) if entry.city in cities]
+        return Split.among(store.entries, store.cities, config, stage)
+
+    @staticmethod
+    def among(
+        entries: Sequence[Placed], known: Sequence[str], config: TrainConfig, stage: str | None = None
+    ) -> "Split":
+        """As `of`, of tiles that need not be in a store yet; known: their cities."""
+        cities = stage_cities(config, stage, known) if stage is not None else known
+        tiles = [number for number, entry in enumerate(entries) if entry.city in cities]
         if config.fold < 0:
             return Split(tiles, [])
-        folds = assign_folds(store.entries, config.folds, config.fold_by, config.seed)
+        folds = assign_folds(entries, config.folds, config.fold_by, config.seed)
         split = Split([i for i in tiles if folds[i] != config.fold], [i for i in tiles if folds[i] == config.fold])
         if not split.train or not split.validation:
-            of = f" of the cities of stages.{stage}.cities" if len(cities) < len(store.cities) else ""
+            of = f" of the cities of stages.{stage}.cities" if len(cities) < len(known) else ""
             other = f", or other cities for stage {stage}" if of else ""
             raise UserError(
                 f"fold {config.fold} of {config.folds} leaves {len(split.train)} tiles{of} to train on and "

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 
 from agl_core.durable.exits import INTERRUPTED
-from jobs.doctor.check_site import qualities, spoken
+from jobs.doctor.check_limits import job_qos
 from jobs.doctor.facts import Facts
-from jobs.doctor.findings import Finding, failure, good, warning
+from jobs.doctor.findings import Finding, failure, good, spoken, warning
 from jobs.doctor.site import Site
 from jobs.doctor.wish import Wish
 
@@ -54,7 +54,7 @@ def preemption(wish: Wish, site: Site) -> tuple[str, float]:
     if partition is None or kind.endswith("none"):
         return "OFF", 0.0
     if kind.endswith("qos"):
-        qos = next(iter(qualities(wish, site)), None)
+        qos = job_qos(wish, site)
         own = qos.preempt_mode if qos is not None and qos.preempt_mode not in ("", "CLUSTER") else general
         return own, qos.grace_time if qos is not None else 0.0
     return partition.preempt_mode or general, partition.grace_time
@@ -68,7 +68,7 @@ def check_warning_time(wish: Wish, facts: Facts) -> Iterator[Finding]:
     _, grace = preemption(wish, facts.site)
     given = grace + kill_wait
     said = f"KillWait {kill_wait:g} s" + (f" after a grace of {grace:g} s" if grace else "")
-    leaving = facts.measured.leaving
+    leaving = facts.measured.leaving if wish.trains else None
     needed = leaving if leaving is not None else LEAST_SAVE
     taken = f"the last save took {spoken(needed)}" if leaving is not None else f"a save takes {LEAST_SAVE:g} s or more"
     if leaving is not None:
@@ -80,7 +80,7 @@ def check_warning_time(wish: Wish, facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
         return
     config = wish.config
-    if config is not None and config.checkpoint.grace > given:
+    if config is not None and wish.trains and config.checkpoint.grace > given:
         yield warning(
             "warning time", f"checkpoint.grace is {config.checkpoint.grace:g} s, but the site kills after {given:g} s "
             f"({said})", f"set checkpoint.grace={given:g}: a save that does not fit is not begun then",
@@ -91,9 +91,10 @@ def check_warning_time(wish: Wish, facts: Facts) -> Iterator[Finding]:
 
 def check_signal(wish: Wish, facts: Facts) -> Iterator[Finding]:
     """The warning before the time limit comes early enough."""
-    leaving, asked = facts.measured.leaving, wish.cluster.signal_seconds
+    leaving, asked = facts.measured.leaving if wish.trains else None, wish.cluster.signal_seconds
     if leaving is not None and asked < leaving:
-        yield failure(
+        own = facts.measured.run in wish.own  # another run may be of a slower place, or of a larger network
+        yield (failure if own else warning)(
             "signal", f"signal_seconds is {asked}, but a step and a save take {spoken(leaving)} "
             f"(run {facts.measured.run})", f"set signal_seconds to {int(2 * leaving) + 1} or more",
         )  # fmt: skip

@@ -15,6 +15,7 @@ COPIES = {
     True: 4,
 }  # of the weights in a checkpoint: themselves, two moments, and their average if there is one
 LEAST_FILES = 10_000
+LEAST_ROOM = 1 << 28  # bytes
 FEW_WORKER_BYTES = 64 << 20  # of shared memory for each data loading process
 
 
@@ -62,9 +63,9 @@ def check_python(wish: Wish, facts: Facts) -> Iterator[Finding]:
         return
     found = [folder for name, folder in sorted(facts.folders.items()) if name.startswith(PYTHON)]
     if missing := [folder for folder in found if not folder.exists]:
-        yield failure(
+        yield warning(
             "python", f"{missing[0].path} does not exist here",
-            "give the full path of an interpreter that the nodes have (key python)",
+            "give the full path of an interpreter that the nodes have (key python); `doctor --probe` tries it there",
         )  # fmt: skip
         return
     for folder in found:
@@ -125,38 +126,46 @@ def check_room(wish: Wish, facts: Facts) -> Iterator[Finding]:
     folder = facts.folders.get(RUNS)
     if folder is None:
         return
-    needed = sum(kept_bytes(config, facts) or 0 for config in wish.configs)
-    rooms = [(folder.free, f"{folder.mount or 'the disk'} has"), *_quotas(facts)]
-    known = [(room, whose) for room, whose in rooms if room is not None]
-    if known:
+    needed = sum(_to_come(config, wish, facts) for config in wish.configs)
+    quota = facts.quota
+    rooms = [(folder.free, f"{folder.mount or 'the disk'} has")]
+    if quota is not None and quota.sure:
+        rooms.append((quota.left, "your quota has"))
+    remedy = "free some space, choose other --runs, or keep fewer (checkpoint.keep, checkpoint.keep_best)"
+    if known := [(room, whose) for room, whose in rooms if room is not None]:
         room, whose = min(known)
-        told = f"{whose} {size(room)} left" + (f", checkpoints take {size(needed)}" if needed else "")
-        remedy = "free some space, choose other --runs, or keep fewer (checkpoint.keep, checkpoint.keep_best)"
-        if room < needed or room < 1 << 28:
+        told = f"{whose} {size(room)} left" + (f", checkpoints take {size(needed)} more" if needed else "")
+        if room < needed or room < LEAST_ROOM:
             yield failure("disk", told, remedy)
         elif room < 2 * needed:
             yield warning("disk", told, remedy)
         else:
             yield good("disk", told)
-    counts = (folder.files, facts.quota.files if facts.quota is not None else None)
+    if quota is not None and not quota.sure and quota.left is not None and quota.left < max(needed, LEAST_ROOM):
+        yield warning("quota", f"one of your quotas, perhaps not that of {folder.path}, has {size(quota.left)} left",
+                      "look at `quota -s`; " + remedy)  # fmt: skip
+    counts = (folder.files, quota.files if quota is not None and quota.sure else None)
     files = min((count for count in counts if count is not None), default=None)
     if files is not None and files < LEAST_FILES:
         yield warning("files", f"only {files} files more are allowed there", "remove old files, or choose other --runs")
 
 
-def _quotas(facts: Facts) -> list[tuple[int | None, str]]:
-    return [] if facts.quota is None else [(facts.quota.left, "your quota has")]
+def _to_come(config: TrainConfig, wish: Wish, facts: Facts) -> int:
+    """Bytes that the run's checkpoints will take beyond those that it has already; one is always written before an old
+    one goes."""
+    one, left = checkpoint_bytes(config, facts), wish.left(config)
+    if one is None or not left:
+        return 0
+    # Beside the newest: the best one and the newest that was saved on schedule; and one that is being written.
+    whole = one * (len(left) * (config.checkpoint.keep + config.checkpoint.keep_best + 1) + 1)
+    return max(one, whole - facts.held.get(config.run, 0))
 
 
-def kept_bytes(config: TrainConfig, facts: Facts) -> int | None:
-    """What the checkpoints of a run take when all stages are done; None where no size is known."""
+def checkpoint_bytes(config: TrainConfig, facts: Facts) -> int | None:
+    """What one checkpoint of a run takes; None where that is not known."""
     average = any(stage.ema > 0 for stage in config.stages.values())
     parameters = facts.torch.parameters.get(config.encoder) if facts.torch is not None else None
-    one = facts.measured.bytes if parameters is None else 4 * COPIES[average] * parameters
-    if one is None:
-        return None
-    # Beside the newest: the best one and the newest that was saved on schedule; and one that is being written.
-    return one * (len(config.stages) * (config.checkpoint.keep + config.checkpoint.keep_best + 1) + 1)
+    return facts.measured.bytes if parameters is None else 4 * COPIES[average] * parameters
 
 
 def check_shared_memory(wish: Wish, facts: Facts) -> Iterator[Finding]:

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from jobs.doctor.check_interruptions import KILL_WAIT
 from jobs.doctor.check_place import SKEW, size
 from jobs.doctor.check_resources import INSTALL
-from jobs.doctor.check_site import spoken
 from jobs.doctor.facts import Facts
-from jobs.doctor.findings import Finding, failure, good, warning
+from jobs.doctor.findings import Finding, failure, good, spoken, warning
 from jobs.doctor.gpus import runs_on
 from jobs.doctor.probed import Probed, RankFacts
 from jobs.doctor.wish import Wish

@@ -20,7 +20,7 @@ def check_nodes(wish: Wish, facts: Facts) -> Iterator[Finding]:
     if partition is None or not facts.site.nodes:
         return
     if wish.gpus and "gpu" not in facts.site.config.get("GresTypes", "gpu").split(","):
-        yield failure(
+        yield refusal(facts)(
             "gpus", "this Slurm knows no GPUs (GresTypes has no gpu)",
             "choose the site's cluster with GPUs, or set gpus_per_node to 0",
         )  # fmt: skip
@@ -30,8 +30,8 @@ def check_nodes(wish: Wish, facts: Facts) -> Iterator[Finding]:
         yield lack
         return
     usable = [node for node in nodes if node.usable]
-    asked = f"{wish.cluster.nodes} node{'s' * (wish.cluster.nodes > 1)}"
-    if len(usable) < wish.cluster.nodes:
+    asked = f"{wish.nodes} node{'s' * (wish.nodes > 1)}"
+    if len(usable) < wish.nodes:
         away = [node for node in nodes if not node.usable]
         names = ", ".join(f"{node.name} ({'+'.join(node.states).lower()})" for node in away[:SHOWN])
         reasons = sorted({node.reason for node in away if node.reason})
@@ -47,6 +47,13 @@ def check_nodes(wish: Wish, facts: Facts) -> Iterator[Finding]:
         yield good("gpus", f"{wish.gpus} on each node, of type {', '.join(types)}")
 
 
+def refusal(facts: Facts, about: str = "") -> Callable[[str, str, str], Finding]:
+    """How to tell that the site does not take a job: by a warning where sbatch takes that very job, and otherwise by a
+    failure. about: the key that was looked at; sbatch is asked about no job of cpu_partition."""
+    apart = about == "cpu_partition" and not facts.site.plugins
+    return warning if facts.site.taken and not apart else failure
+
+
 def fitting(wish: Wish, facts: Facts) -> tuple[list[Node], Finding | None]:
     """The nodes of the partition that have all that is asked for, in service or not; and what too few have."""
     partition = facts.site.partition(wish)
@@ -56,10 +63,10 @@ def fitting(wish: Wish, facts: Facts) -> tuple[list[Node], Finding | None]:
     where = f"partition {partition.name}"
     for about, has, what, remedy in _demands(wish):
         found = [node for node in nodes if has(node)]
-        if len(found) < wish.cluster.nodes:
+        if len(found) < wish.nodes:
             there = f"{len(found)} of {len(nodes)} nodes" if about != "nodes" else f"{len(found)} nodes"
             text = f"{what}, but in {where} only {there} {'have that' if about != 'nodes' else 'exist'}"
-            return found, failure(about, text, remedy.format(most=_most(about, nodes, wish)))
+            return found, refusal(facts)(about, text, remedy.format(most=_most(about, nodes, wish)))
         nodes = found
     return nodes, None
 
@@ -68,8 +75,7 @@ Demand = tuple[str, Callable[[Node], bool], str, str]
 
 
 def _demands(wish: Wish) -> Iterator[Demand]:
-    cluster = wish.cluster
-    count = f"{cluster.nodes} node{'s' * (cluster.nodes > 1)}"
+    count = f"{wish.nodes} node{'s' * (wish.nodes > 1)}"
     yield "nodes", lambda node: True, f"{count} are asked for", "set nodes lower, or choose another partition"
     features = wish.chosen("constraint")
     if features:
@@ -92,11 +98,11 @@ def _demands(wish: Wish) -> Iterator[Demand]:
         "cores", lambda node: node.cpus >= wish.cpus, f"{wish.cpus} cores on each of {count} are asked for",
         "set cpus_per_process lower: a node there has {most} cores",
     )  # fmt: skip
-    if cluster.memory_gb is not None:
-        megabytes = cluster.memory_gb * 1024
+    if wish.memory_gb is not None:
+        megabytes = wish.memory_gb * 1024
         yield (
             "memory", lambda node: node.memory_mb >= megabytes,
-            f"{cluster.memory_gb:g} GB of memory on each of {count} are asked for",
+            f"{wish.memory_gb:g} GB of memory on each of {count} are asked for",
             "set memory_gb lower: jobs there can have {most} GB on a node",
         )  # fmt: skip
 

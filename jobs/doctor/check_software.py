@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from agl_core.config import TrainConfig
 from jobs.doctor.check_place import one_machine, size
 from jobs.doctor.check_resources import wants_gpus
-from jobs.doctor.check_site import spoken
 from jobs.doctor.facts import STORE, Facts
-from jobs.doctor.findings import Finding, failure, good, warning
+from jobs.doctor.findings import Finding, failure, good, spoken, warning
 from jobs.doctor.wish import Wish
 
 
@@ -100,7 +99,7 @@ def check_measured(wish: Wish, facts: Facts) -> Iterator[Finding]:
 
 def check_network(wish: Wish, facts: Facts) -> Iterator[Finding]:
     """Several nodes find each other, which can only be tried there."""
-    if wish.cluster.nodes > 1 and not one_machine(wish, facts):
+    if wish.nodes > 1 and not one_machine(wish, facts):
         chosen = wish.cluster.network_interface
         yield good(
             "network",

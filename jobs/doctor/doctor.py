@@ -9,12 +9,14 @@ from agl_core.errors import UserError
 from jobs.cluster import ClusterConfig
 from jobs.doctor.checks import check
 from jobs.doctor.facts import Facts, gather
-from jobs.doctor.findings import FAILURE, GOOD, Finding, as_json, summary, tell, warning
+from jobs.doctor.findings import FAILURE, GOOD, Finding, as_json, failure, good, summary, tell, warning
 from jobs.doctor.wish import Wish, wish_of, wish_to_predict, wish_to_train
 from jobs.failure import JobError
 from jobs.lock import check_queue
+from jobs.pipeline import JobSpec, check_data
 from jobs.runs import Run
 from jobs.settings import Assignments
+from jobs.survey import find_run
 
 
 def doctor(config: DoctorConfig, cluster_keys: Assignments) -> None:
@@ -25,10 +27,12 @@ def doctor(config: DoctorConfig, cluster_keys: Assignments) -> None:
         JobError: a check has failed.
     """
     wish = wish_of(config, cluster_keys)
+    if config.run:
+        find_run(config.runs, config.run)
     if config.probe and not wish.slurm:
         raise UserError(f"probe is for clusters with Slurm, but cluster {config.cluster} is this machine: leave it out")
     facts = gather(wish, config.quick)
-    findings = [*_active(wish, config), *check(wish, facts)]
+    findings = [*_active(wish, config), *check(wish, facts), *([] if config.quick else _data(wish))]
     if not config.json:
         tell([each for each in findings if not (config.quick and each.level == GOOD)], sys.stdout, summed_up=False)
     if config.probe:
@@ -49,6 +53,19 @@ def _probe(wish: Wish, config: DoctorConfig, facts: Facts, before: list[Finding]
     if any(each.level == FAILURE for each in before):
         return [warning("probe", "was not submitted, since checks have failed", "mend these first")]
     return probe(wish, facts, 60 * config.probe_minutes, sys.stderr)
+
+
+def _data(wish: Wish) -> list[Finding]:
+    """Whether the tiles can be split into the folds and are of cities that the stages know, as training will ask."""
+    settings = wish.config
+    if settings is None or not (settings.data or Path(settings.store).exists()):
+        return []
+    try:
+        check_data(settings)
+    except UserError as error:
+        text, _, remedy = str(error).rpartition(": ")
+        return [failure("data", text or remedy, remedy if text else "mend it")]
+    return [good("data", f"{settings.data or settings.store}: tiles, folds and cities go together")]
 
 
 def _active(wish: Wish, config: DoctorConfig) -> list[Finding]:
@@ -81,10 +98,13 @@ def before_submission(wish: Wish) -> None:
         raise UserError(f"{first.about}: {first.text}; {first.remedy}{more}; or submit all the same with --doctor none")
 
 
-def before_training(configs: Sequence[TrainConfig], cluster: ClusterConfig) -> None:
-    """`before_submission` of runs with these settled configurations, if they are to be submitted and want it."""
+def before_training(
+    configs: Sequence[TrainConfig], cluster: ClusterConfig, jobs: Sequence[JobSpec] | None = None
+) -> None:
+    """`before_submission` of runs with these settled configurations, if they are to be submitted and want it. jobs:
+    what is left to do of them; None: all."""
     if cluster.executor == "slurm" and all(config.doctor == "quick" for config in configs):
-        before_submission(wish_to_train(configs, cluster))
+        before_submission(wish_to_train(configs, cluster, jobs=jobs))
 
 
 def before_predicting(config: PredictConfig, cluster: ClusterConfig, runs: Path) -> None:

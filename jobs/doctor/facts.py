@@ -1,6 +1,5 @@
 """All that the checks look at, gathered in one place."""
 
-import getpass
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from jobs.doctor.place import Folder, Quota, Written
 from jobs.doctor.site import Site
 from jobs.doctor.software import StoreFacts, Torch
 from jobs.doctor.wish import Wish
+from jobs.runs import Run
 
 QUICK, WHOLE = 2.5, 120.0
 """Seconds for all questions together. The commands among them have a little less, so that none of them stays."""
@@ -30,7 +30,8 @@ RUNS, WEIGHTS, STORE, PYTHON, DATA = "runs", "weights", "store", "python", "data
 class Facts:
     """What is known. programs: which of Slurm's there are; folders: where what is asked for lies, by the names above,
     python's with numbers; silent: what did not answer in time; weights: the files of ImageNet weights that exist, by
-    encoder; None for what was not looked at."""
+    encoder; held: bytes of the checkpoints that there are already, by name of the run; None for what was not looked
+    at."""
 
     site: Site = field(default_factory=Site)
     programs: Sequence[str] = ("sbatch", "srun", "scontrol", "squeue", "scancel")
@@ -40,6 +41,7 @@ class Facts:
     torch: Torch | None = None
     store: StoreFacts | None = None
     weights: Mapping[str, bool] = field(default_factory=dict)
+    held: Mapping[str, int] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured)
     driver: str = ""
     silent: Sequence[str] = ()
@@ -57,7 +59,8 @@ def gather(wish: Wish, quick: bool) -> Facts:
     asked: dict[str, Callable[[], Any]] = {
         **place.questions(folders, wish.runs),
         **software.questions(wish.cluster, wish.configs, wish.outside, quick),
-        "measured": lambda: measured_by(wish.runs, wish.run),
+        "measured": lambda: measured_by(wish.runs, wish.run, sorted(wish.own)),
+        "held": lambda: _held(wish),
         "groups": _groups,
         "weights": lambda: {config.encoder: path.is_file() for config in wish.configs
                             if (path := software.weights_of(config)) is not None},
@@ -67,7 +70,7 @@ def gather(wish: Wish, quick: bool) -> Facts:
     else:
         asked["shared memory"] = _shared_memory
     if not quick:
-        asked["quota"] = lambda: place.quota_of(place.look(wish.runs), getpass.getuser())
+        asked["quota"] = lambda: place.quota_of(place.look(wish.runs), slurm.user_name() or str(os.getuid()))
     answers = side_by_side(asked, QUICK if quick else WHOLE)
     trial = None
     if wish.slurm and answers.get("config") is not None:  # a Slurm that does not answer is asked no more
@@ -82,6 +85,7 @@ def gather(wish: Wish, quick: bool) -> Facts:
         torch=answers.get("torch"),
         store=answers.get("store"),
         weights=answers.get("weights") or {},
+        held=answers.get("held") or {},
         measured=answers.get("measured") or Measured(),
         driver=answers.get("driver") or "",
         silent=sorted(set(asked) - set(answers)),
@@ -107,6 +111,14 @@ def _folders(wish: Wish) -> dict[str, Path]:
     if not wish.cluster.wrapper:
         folders |= {f"{PYTHON} {number}": path for number, path in enumerate(software.python_paths(wish.cluster))}
     return folders
+
+
+def _held(wish: Wish) -> dict[str, int]:
+    """Bytes of the checkpoints of the stages that are left, by name of the run."""
+    return {
+        config.run: place.held_bytes([Run(wish.runs / config.run).checkpoints(stage) for stage in wish.left(config)])
+        for config in wish.configs
+    }
 
 
 def _groups() -> list[str]:

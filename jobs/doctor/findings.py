@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
@@ -38,6 +38,19 @@ def warning(about: str, text: str, remedy: str) -> Finding:
 def failure(about: str, text: str, remedy: str) -> Finding:
     """It will not work."""
     return Finding(FAILURE, about, text, remedy)
+
+
+def badness(findings: Iterable[Finding]) -> tuple[int, int]:
+    """How many fail, then how many may bite: the less, the better."""
+    levels = [finding.level for finding in findings]
+    return levels.count(FAILURE), levels.count(WARNING)
+
+
+def spoken(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.4g} h"
 
 
 def shown(text: str) -> str:

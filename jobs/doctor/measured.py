@@ -11,6 +11,7 @@ from typing import Any
 from agl_core.reporting.events import read_events
 
 NEWEST = 20  # of the events of a kind that count
+MOST = 1e18  # beyond it a number is none of ours; neither is what is not finite
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Measured:
         return None if self.save is None else (self.step or 0.0) + self.save
 
 
-def measured_by(runs: Path, name: str = "") -> Measured:
-    """The times of the run `name`, or of the newest below `runs` that has any; nothing known where there is none."""
-    folders = [runs / name] if name else _newest_first(runs)
+def measured_by(runs: Path, name: str = "", first: Iterable[str] = ()) -> Measured:
+    """The times of the run `name`; without one, of the first of the runs `first` that has any, or else of the newest
+    below `runs`; nothing known where there is none. Other programs may have written those files: one that holds
+    something else is passed over."""
+    folders = [runs / name] if name else [*(runs / each for each in first), *_newest_first(runs)]
     for folder in folders:
-        with suppress(OSError):
+        with suppress(OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             found = measure(folder.name, read_events(folder / "events.jsonl"))
             if found.save is not None or found.step is not None:
                 return found
@@ -79,7 +82,8 @@ def _between(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | Non
 
 
 def _numbers(values: Iterable[Any]) -> list[float]:
-    return [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return [float(value) for value in numbers if abs(value) < MOST]
 
 
 def _newest_first(runs: Path) -> list[Path]:

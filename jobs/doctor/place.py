@@ -6,7 +6,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,8 @@ else:
 @dataclass(frozen=True)
 class Folder:
     """Where a folder or a file lies. path: with all links followed; exists: itself, not only its parent; kind: of the
-    file system; mount: its root; free, size: bytes; files: how many more it takes; each None where it is not told."""
+    file system; mount: its root; device: what is mounted there; free, size: bytes; files: how many more it takes; each
+    None where it is not told."""
 
     path: str
     exists: bool = True
@@ -50,6 +51,7 @@ class Folder:
     free: int | None = None
     size: int | None = None
     files: int | None = None
+    device: str = ""
 
     @property
     def network(self) -> bool:
@@ -75,17 +77,19 @@ class Written:
 
 @dataclass(frozen=True)
 class Quota:
-    """What the user may still store on a file system, bytes and files; None where there is no limit."""
+    """What the user may still store on a file system, bytes and files; None where there is no limit. sure: whether it
+    is known to be the file system that was asked about; else it is the one with the least left."""
 
     left: int | None = None
     files: int | None = None
+    sure: bool = True
 
 
 def look(path: Path, mounts: str = "") -> Folder:
     """Where `path`, or as much of it as exists, lies. mounts: the content of /proc/mounts; empty: this machine's."""
     real = Path(os.path.realpath(path))
     there = existing(real)
-    kind, mount = mount_of(there, mounts or _mounts())
+    kind, mount, device = mount_of(there, mounts or _mounts())
     known = os.statvfs(there)
     return Folder(
         str(real),
@@ -95,6 +99,7 @@ def look(path: Path, mounts: str = "") -> Folder:
         known.f_bavail * known.f_frsize if known.f_blocks else None,
         known.f_blocks * known.f_frsize or None,
         known.f_favail if known.f_files else None,
+        device,
     )
 
 
@@ -103,16 +108,17 @@ def existing(path: Path) -> Path:
     return next(each for each in (path, *path.parents) if each.exists())
 
 
-def mount_of(path: Path, mounts: str) -> tuple[str, str]:
-    """Kind and root of the file system that a path lies on; both empty where that is not known."""
-    found = "", ""
+def mount_of(path: Path, mounts: str) -> tuple[str, str, str]:
+    """Kind, root and device of the file system that a path lies on; all empty where that is not known."""
+    found = "", "", ""
     for line in mounts.splitlines():
         words = line.split()
         if len(words) < 3:
             continue
         root = words[1].replace("\\040", " ")
         if (path == Path(root) or Path(root) in path.parents) and len(root) >= len(found[1]):
-            found = words[2], root  # a later one of the same place lies over the earlier
+            device = words[0].replace("\\040", " ")
+            found = words[2], root, device  # a later one of the same place lies over the earlier
     return found
 
 
@@ -154,27 +160,39 @@ def quota_of(folder: Folder, user: str) -> Quota | None:
     """What the user may still store there, where the file system's own command tells; None if nobody does."""
     if folder.kind == "lustre":
         answer = run(["lfs", "quota", "-q", "-u", user, folder.mount])
-        return parse_quota(answer.out, folder.mount) if answer is not None and answer.code == 0 else None
+        return parse_quota(answer.out, [folder.mount]) if answer is not None and answer.code == 0 else None
     answer = run(["quota", "-w", "-p", "-u", user])
-    return parse_quota(answer.out) if answer is not None else None
+    return parse_quota(answer.out, [folder.mount, folder.device]) if answer is not None else None
 
 
-def parse_quota(text: str, mount: str = "") -> Quota | None:
-    """The tightest line of `quota -w -p` (any file system of the user's) or that of `lfs quota -q` of `mount`: after
-    the name kilobytes, soft and hard limit, grace, then the same of files."""
+def parse_quota(text: str, places: Collection[str]) -> Quota | None:
+    """The line of `quota -w -p` or `lfs quota -q` about one of `places`, mounts and devices; where there is none, what
+    is tightest in all: after the name kilobytes, soft and hard limit, grace, then the same of files."""
     lefts: list[tuple[int | None, int | None]] = []
+    own: list[tuple[int | None, int | None]] = []
     for line in text.splitlines():
         words = [word.rstrip("*") for word in line.split()]
         if len(words) >= 9 and all(word.isdecimal() for word in (*words[1:4], *words[5:8])) and words[0][:1] != "-":
-            if mount and words[0] != mount:
-                continue
             used, soft, hard, files, files_soft, files_hard = (int(word) for word in (*words[1:4], *words[5:8]))
             limit, most = hard or soft, files_hard or files_soft
             lefts.append(((limit - used) * 1024 if limit else None, most - files if most else None))
+            if line.split()[0] in places:
+                own.append(lefts[-1])
     if not lefts:
         return None
-    left, files_left = ([value for pair in lefts if (value := pair[at]) is not None] for at in (0, 1))
-    return Quota(min(left, default=None), min(files_left, default=None))
+    left, files_left = ([value for pair in own or lefts if (value := pair[at]) is not None] for at in (0, 1))
+    return Quota(min(left, default=None), min(files_left, default=None), bool(own))
+
+
+def held_bytes(folders: Sequence[Path]) -> int:
+    """What the files below these folders take; those that go meanwhile count for nothing."""
+    total = 0
+    for folder in folders:
+        for root, _, names in os.walk(folder):
+            for name in names:
+                with suppress(OSError):
+                    total += os.lstat(os.path.join(root, name)).st_size
+    return total
 
 
 def questions(folders: dict[str, Path], runs: Path) -> dict[str, Callable[[], Any]]:

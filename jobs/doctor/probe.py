@@ -1,5 +1,6 @@
 """`doctor --probe`: a job of a minute that looks from inside of its nodes, and is sent what the site sends."""
 
+import re
 import secrets
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from jobs.doctor.check_probe import check_probe
 from jobs.doctor.facts import Facts
 from jobs.doctor.findings import Finding, shown
 from jobs.doctor.probed import Probed, RankFacts, read_ranks
+from jobs.doctor.site import Trial
 from jobs.doctor.software import weights_of
 from jobs.doctor.strike import Strike
 from jobs.doctor.warden import ASK, CLUSTER
@@ -33,6 +35,9 @@ LOOKING = 240.0  # seconds for all ranks to say what they have found: torch may 
 POLL, TELL = 0.2, 15.0  # seconds between two looks, and between two lines about the queue
 ENDING = 60.0  # seconds for the job to be gone
 SUBMITTING = 30.0  # seconds for sbatch
+LATER = 10.0  # seconds in which a job may still turn up whose sbatch did not say whether there is one
+JOB_ID = re.compile(r"^(\d+)(;\S+)?$")
+"""What `sbatch --parsable` prints: the id, and the cluster if there are several. Sites print greetings before it."""
 
 
 def probe(wish: Wish, facts: Facts, patience: float, file: TextIO) -> list[Finding]:
@@ -65,6 +70,9 @@ class _Course:
         self._patience, self._file = patience, file
         self._ranks = tasks(wish.cluster, STAGE)
         self._id = ""
+        self._name = f"agl-{folder.name.removeprefix('.')}"  # no other job has it: it tells whether there is one
+        self._unsure = False
+        """Whether there may be a job whose id is not known."""
 
     def go(self) -> Probed:
         """Do it all."""
@@ -91,13 +99,25 @@ class _Course:
             return
         with suppress(OSError):
             (self._folder / "stop").touch()
-        if self._id:
-            scontrol.cancel([self._id])
-            run(["scancel", "--full", "--signal=KILL", self._id], scontrol.PATIENCE)
+        ids = [self._id] if self._id else self._look_up() if self._unsure else []
+        if ids:
+            scontrol.cancel(ids)
+            run(["scancel", "--full", "--signal=KILL", *ids], scontrol.PATIENCE)
             until = time.monotonic() + ENDING
-            while scontrol.queue([self._id]) and time.monotonic() < until:
+            while scontrol.queue(ids) and time.monotonic() < until:
                 time.sleep(POLL)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _look_up(self) -> list[str]:
+        """Ids of the jobs with this one's name, as soon as there are any: slurmctld may take a job later than sbatch
+        waits for its answer."""
+        until = time.monotonic() + LATER
+        while True:
+            asked = scontrol.call(["squeue", "--noheader", f"--name={self._name}", "--format=%A"])
+            found = [line.strip() for line in asked.stdout.splitlines()] if asked is not None else []
+            if (ids := [line for line in found if line.isdecimal()]) or time.monotonic() > until:
+                return ids
+            time.sleep(POLL)
 
     def _submit(self) -> str:
         """Submit the job; why that did not work, or nothing."""
@@ -105,16 +125,22 @@ class _Course:
         code = take_snapshot(folder / "code")
         write_text(folder / CLUSTER, to_yaml(wish.cluster))
         write_json(folder / ASK, self._asked())
-        chosen = parameters(wish.cluster, wish.job(), code) | {"job_name": "agl-doctor", "time": MINUTES}
+        chosen = parameters(wish.cluster, wish.job(), code) | {"job_name": self._name, "time": MINUTES}
         chosen["additional_parameters"] |= {"signal": f"USR2@{SIGNAL}", "chdir": str(folder)}
         command = f"exec {shlex.quote(sys.executable)} -u -m jobs.doctor.warden {shlex.quote(str(folder))}"
         script = folder / "probe.sh"
         write_text(script, str(_make_sbatch_string(command=command, folder=folder, **chosen)))
+        self._unsure = True  # also where Ctrl-C comes before sbatch has answered
         answer = run(["sbatch", "--parsable", str(script)], SUBMITTING, wish.environment())
-        id = answer.out.strip().split(";")[0] if answer is not None and answer.code == 0 else ""
-        if not id.isdecimal():
-            return f"sbatch refuses it: {answer.error}" if answer is not None else "sbatch does not answer"
-        self._id = id
+        if answer is None:
+            return "sbatch does not answer"
+        said = [found[1] for line in answer.out.splitlines() if (found := JOB_ID.match(line.strip()))]
+        if answer.code != 0 and not said:
+            self._unsure = Trial(False, answer.error).unsure
+            return f"sbatch refuses it: {answer.error}"
+        self._id = next(iter(said[-1:] or self._look_up()), "")
+        if not self._id:
+            return f"sbatch does not say the job's id: {answer.out or answer.error}"
         self._say("is in the queue")
         return ""
 

@@ -13,8 +13,16 @@ UNUSABLE = (
     *("MAINT", "MAINTENANCE", "FUTURE", "REBOOT"),
 )
 """States of a node on which no job starts now."""
-QOS_COLUMNS = ("Name", "MaxWall", "MaxJobsPU", "MaxSubmitPU", "MaxTRESPU", "MaxTRES", "PreemptMode", "GraceTime")
-ASSOC_COLUMNS = ("Account", "Partition", "QOS", "MaxWall", "MaxJobs", "MaxSubmit")
+QOS_COLUMNS = (
+    *("Name", "MaxWall", "MaxJobsPU", "MaxSubmitPU", "MaxTRESPU", "MaxTRES", "PreemptMode", "GraceTime", "Flags"),
+)
+ASSOC_COLUMNS = ("Account", "Partition", "QOS", "MaxWall", "MaxJobs", "MaxSubmit", "DefaultQOS", "Cluster")
+UNSURE = re.compile(
+    r"timed out|temporarily|unable to contact|connection (refused|reset)|communications? (connection )?fail"
+    r"|zero bytes|standby mode|try again|sleeping and retrying",
+    re.IGNORECASE,
+)
+"""What sbatch says where it is not the job that is refused: the controller is busy or away."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +70,24 @@ class Node:
 
 @dataclass(frozen=True)
 class Qos:
-    """A quality of service: times in seconds, None for no limit; gpus: most of a user, or of a job, at once."""
+    """A quality of service: times in seconds, None for no limit. gpus_of_user, gpus_of_job: the most at once by type of
+    GPU, with "" for those of all types together; flags: in lower case."""
 
     name: str
     max_wall: float | None = None
     max_jobs: int | None = None
     max_submit: int | None = None
-    gpus: int | None = None
+    gpus_of_user: Mapping[str, int] = field(default_factory=dict)
+    gpus_of_job: Mapping[str, int] = field(default_factory=dict)
     preempt_mode: str = ""
     grace_time: float = 0.0
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Association:
-    """What the user may charge: an account, perhaps in one partition only, with these qualities of service."""
+    """What the user may charge on a cluster: an account, perhaps in one partition only, with these qualities of
+    service."""
 
     account: str
     partition: str = ""
@@ -83,14 +95,21 @@ class Association:
     max_wall: float | None = None
     max_jobs: int | None = None
     max_submit: int | None = None
+    default_qos: str = ""
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What `sbatch --test-only` says about a stage's job."""
+    """What `sbatch --test-only` says about the job."""
 
     accepted: bool
     text: str = ""
+
+    @property
+    def unsure(self) -> bool:
+        """Whether it was refused for a reason that is not the job's and may be gone the next time."""
+        return not self.accepted and UNSURE.search(self.text) is not None
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,34 @@ class Site:
         """A number of the configuration, such as 'KillWait = 30 sec'."""
         found = re.match(r"\d+(\.\d+)?", self.config.get(name, ""))
         return float(found[0]) if found else default
+
+    def enforces(self, *what: str) -> bool:
+        """Whether the controller enforces any of this (associations, limits, qos, safe) on jobs; a database that only
+        keeps books says nothing about what may run."""
+        enforced = {word.strip().lower() for word in self.config.get("AccountingStorageEnforce", "").split(",")}
+        return bool(enforced & {*what, "all"})
+
+    @property
+    def enforces_accounts(self) -> bool:
+        """Whether a job needs an account that its user may charge."""
+        return self.enforces("associations", "limits", "qos", "safe")
+
+    @property
+    def enforces_limits(self) -> bool:
+        """Whether the limits of accounts and of qualities of service count."""
+        return self.enforces("limits", "safe")
+
+    @property
+    def plugins(self) -> bool:
+        """Whether the site's own code may change what a job asks for when it is submitted."""
+        return self.config.get("JobSubmitPlugins", "").lower() not in ("", "(null)", "none")
+
+    @property
+    def taken(self) -> bool:
+        """Whether sbatch takes the very job, or the site's own code may see to that: what its tables say against the
+        job is no reason to refuse it then."""
+        test = self.test
+        return test.accepted if test is not None and not test.unsure else self.plugins
 
     def partition(self, wish: Wish) -> Partition | None:
         """That of the job; None if there is no such one."""
@@ -179,23 +226,30 @@ def parse_node(line: str) -> Node | None:
 
 
 def parse_qos(text: str) -> dict[str, Qos]:
-    """What `sacctmgr show qos` prints with `QOS_COLUMNS`."""
+    """What `sacctmgr show qos` prints with `QOS_COLUMNS`, by name in lower case."""
     found = {}
     for cells in _rows(text, len(QOS_COLUMNS)):
-        name, wall, jobs, submit, per_user, per_job, mode, grace = cells
-        gpus = [int(count) for count in re.findall(r"gres/gpu(?::\w+)?=(\d+)", f"{per_user},{per_job}")]
-        found[name] = Qos(
-            name, parse_duration(wall), _number(jobs), _number(submit), min(gpus, default=None), mode.upper(),
-            parse_duration(grace) or 0.0,
+        name, wall, jobs, submit, per_user, per_job, mode, grace, flags = cells
+        found[name.lower()] = Qos(
+            name, parse_duration(wall), _number(jobs), _number(submit), _gpus(per_user), _gpus(per_job), mode.upper(),
+            parse_duration(grace) or 0.0, _list(flags.lower()),
         )  # fmt: skip
     return found
+
+
+def _gpus(tres: str) -> dict[str, int]:
+    """The GPUs of a list of resources such as cpu=40,gres/gpu=8,gres/gpu:v100=4, by type."""
+    found = re.findall(r"(?:^|,)gres/gpu(?::([^=,]+))?=(\d+)", tres.lower())
+    return {type_: int(count) for type_, count in found}
 
 
 def parse_associations(text: str) -> tuple[Association, ...]:
     """What `sacctmgr show assoc` prints with `ASSOC_COLUMNS`."""
     return tuple(
-        Association(account, partition, _list(qos), parse_duration(wall), _number(jobs), _number(submit))
-        for account, partition, qos, wall, jobs, submit in _rows(text, len(ASSOC_COLUMNS))
+        Association(
+            account, partition, _list(qos), parse_duration(wall), _number(jobs), _number(submit), default, cluster
+        )
+        for account, partition, qos, wall, jobs, submit, default, cluster in _rows(text, len(ASSOC_COLUMNS))
     )
 
 

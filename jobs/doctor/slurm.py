@@ -1,6 +1,7 @@
 """Asking Slurm about a site: all at once, and with a limit, since a controller may be slow or dead."""
 
-import getpass
+import os
+import pwd
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from jobs.doctor.asking import Answer, run
 from jobs.doctor.site import (
     ASSOC_COLUMNS,
     QOS_COLUMNS,
+    Association,
     Site,
     Trial,
     parse_associations,
@@ -30,17 +32,18 @@ STAMP = re.compile(r"Configuration data as of (\S+)")
 
 def questions(wish: Wish, patience: float) -> dict[str, Callable[[], Any]]:
     """What Slurm is asked, by name; patience: seconds for each command."""
-    user = getpass.getuser()
     commands = {
         "version": ["sinfo", "--version"],
-        "partitions": ["scontrol", "show", "partition", "--oneliner"],
-        "nodes": ["scontrol", "show", "node", "--oneliner"],
+        # Those that are hidden too: jobs may go there.
+        "partitions": ["scontrol", "--all", "show", "partition", "--oneliner"],
+        "nodes": ["scontrol", "--all", "show", "node", "--oneliner"],
         "qos": ["sacctmgr", "--noheader", "--parsable2", "show", "qos", f"format={','.join(QOS_COLUMNS)}"],
-        "associations": [
+    }
+    if user := user_name():
+        commands["associations"] = [
             *("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}"),
             f"format={','.join(ASSOC_COLUMNS)}",
-        ],
-    }
+        ]
     environment = scontrol.environment(dict(wish.outside))
     asked: dict[str, Callable[[], Any]] = {
         name: _asking(command, environment, patience) for name, command in commands.items()
@@ -49,8 +52,16 @@ def questions(wish: Wish, patience: float) -> dict[str, Callable[[], Any]]:
     return asked
 
 
+def user_name() -> str:
+    """This process's user, as Slurm looks it up; empty where the system has no name for its number."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return ""
+
+
 def try_sbatch(wish: Wish, patience: float) -> Trial | None:
-    """Whether sbatch would take a stage's job, with all options that the real one has; nothing is submitted. None if it
+    """Whether sbatch would take the job, with all options that the real one has; nothing is submitted. None if it
     does not answer in `patience` seconds."""
     script = _make_sbatch_string(command="true", folder=wish.job().run.jobs, **wish.parameters())
     answer = run(["sbatch", "--test-only"], patience, wish.environment(), str(script))
@@ -73,10 +84,18 @@ def site_of(answers: Mapping[str, Any], test: Trial | None = None) -> Site:
         partitions={each.name: each for each in partitions},
         nodes=tuple(parse_lines(texts["nodes"] or "", parse_node)),
         qos=None if texts["qos"] is None else parse_qos(texts["qos"]),
-        associations=None if texts["associations"] is None else parse_associations(texts["associations"]),
+        associations=_of_cluster(texts["associations"], config.get("ClusterName", "")),
         clock=clock,
         test=test,
     )
+
+
+def _of_cluster(text: str | None, cluster: str) -> tuple[Association, ...] | None:
+    """The user's associations on this cluster: a database may serve several."""
+    if text is None:
+        return None
+    here = ("", cluster.lower()) if cluster else ()
+    return tuple(each for each in parse_associations(text) if not here or each.cluster.lower() in here)
 
 
 def _asking(command: list[str], environment: dict[str, str], patience: float) -> Callable[[], Answer | None]:

@@ -274,6 +274,7 @@ def test_a_dry_run_needs_no_data_and_no_cluster_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     assert trained == []
     shown = capsys.readouterr().out
+    assert "would be refused as things are: " in shown
     for stage in config.stages:
         assert stage in shown
 

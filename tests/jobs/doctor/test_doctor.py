@@ -17,6 +17,7 @@ from jobs.doctor.findings import FAILURE, GOOD, WARNING, Finding, tell
 from jobs.doctor.software import WEIGHTS_SUFFIX, Torch
 from jobs.doctor.wish import Wish, wish_of
 from jobs.failure import JobError
+from jobs.pipeline import PREPARE, REPORT, STAGE, JobSpec
 from tests.jobs.doctor import fake_site
 
 KEYS = {"partition": "gpu", "account": "lab", "qos": "normal", "nodes": "2", "cpu_partition": "cpu"}
@@ -67,12 +68,26 @@ def test_sbatch_is_asked_with_all_options_of_the_real_job_and_only_asked(site: P
 
 def test_what_fails_is_refused_in_a_sentence_with_the_remedy_and_the_way_past(site: Path, tmp_path: Path) -> None:
     fake_site.plant(site, "partitions", "2-00:00:00", "12:00:00")
+    (site / "refusal").write_text("allocation failure: Requested time limit is invalid\n")
     with pytest.raises(UserError) as refusal:
         before_submission(wish(tmp_path))
     assert str(refusal.value) == (
         "time limit: 24 h is above that of partition gpu, 12 h; set time_hours to 12: a job that reaches it comes back "
-        "and goes on; or submit all the same with --doctor none"
+        "and goes on (and 1 more: see the verb doctor); or submit all the same with --doctor none"
     )
+
+
+def test_what_sbatch_takes_is_told_and_submitted(site: Path, tmp_path: Path, capsys) -> None:
+    fake_site.plant(site, "partitions", "2-00:00:00", "12:00:00")
+    before_submission(wish(tmp_path))
+    assert lines(capsys.readouterr().err) == [(WARNING, "time")]
+
+
+def test_hidden_partitions_are_looked_for_too(site: Path, tmp_path: Path) -> None:
+    before_submission(wish(tmp_path))
+    shown = [words for words in fake_site.asked(site) if "show partition" in words or "show node" in words]
+    assert len(shown) == 2
+    assert all("--all" in words for words in shown)
 
 
 def test_what_may_bite_is_told_and_submitted(site: Path, tmp_path: Path, capsys) -> None:
@@ -111,7 +126,8 @@ def test_nothing_is_checked_where_nothing_is_submitted_or_nobody_wants_it(
 
 
 def test_training_asks_before_it_creates_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(configs: list[TrainConfig], cluster: ClusterConfig) -> None:
+    def refuse(configs: list[TrainConfig], cluster: ClusterConfig, jobs: list[JobSpec]) -> None:
+        assert [job.kind for job in jobs] == [PREPARE, *[STAGE] * len(configs[0].stages), REPORT]
         raise UserError("not here")
 
     monkeypatch.setattr(train_module, "before_training", refuse)
@@ -128,7 +144,7 @@ def test_the_verb_prints_a_line_for_each_check_and_sums_up(site: Path, tmp_path:
     fake_site.plant(site, "nodes", "State=IDLE", "State=IDLE+DRAIN")
     fake_site.plant(site, "nodes", "State=MIXED", "State=DOWN")
     with pytest.raises(JobError, match="checks failed: cpu_partition"):
-        doctor(config(tmp_path, quick=False, store="none"), {**KEYS, "cpu_partition": "x"})
+        doctor(config(tmp_path, quick=False, data=_world(tmp_path / "world", 40)), {**KEYS, "cpu_partition": "x"})
     out = capsys.readouterr().out
     told = lines(out)
     assert (WARNING, "nodes") in told
@@ -138,6 +154,7 @@ def test_the_verb_prints_a_line_for_each_check_and_sums_up(site: Path, tmp_path:
 
 
 def test_the_verb_gives_json(site: Path, tmp_path: Path, capsys) -> None:
+    (site / "refusal").write_text("sbatch: error: Socket timed out on send/recv operation\n")
     with pytest.raises(JobError):
         doctor(config(tmp_path, json=True), {**KEYS, "partition": "nope"})
     found = json.loads(capsys.readouterr().out)
@@ -150,6 +167,7 @@ def test_the_verb_gives_json(site: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_no_probe_is_sent_where_checks_fail(site: Path, tmp_path: Path, capsys) -> None:
+    (site / "refusal").write_text("allocation failure: Invalid partition name specified\n")
     with pytest.raises(JobError):
         doctor(config(tmp_path, probe=True), {**KEYS, "partition": "nope"})
     assert (WARNING, "probe") in lines(capsys.readouterr().out)
@@ -173,3 +191,40 @@ def test_what_others_have_said_cannot_play_with_the_terminal(capsys) -> None:
 
 def test_the_weights_are_looked_for_under_the_name_that_the_cache_gives_them() -> None:
     assert WEIGHTS_SUFFIX == SUFFIX
+
+
+def test_a_job_that_such_a_site_would_hold_for_ever_is_refused(site: Path, tmp_path: Path) -> None:
+    fake_site.plant(site, "partitions", "2-00:00:00", "12:00:00")
+    with (site / "config").open("a") as file:
+        file.write("EnforcePartLimits       = NO\n")
+    with pytest.raises(UserError, match="above that of partition gpu"):
+        before_submission(wish(tmp_path))
+
+
+def test_a_data_set_that_training_would_refuse_is_a_failure(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = {"cluster": "debug", "recipe": "demo", "encoder": "tu-resnet10t"}
+    with pytest.raises(JobError, match="data"):
+        doctor(DoctorConfig(**asked, data=_world(tmp_path / "few", 3)), {})
+    assert "3 place(s) cannot fill 10 folds" in capsys.readouterr().out
+    doctor(DoctorConfig(**asked, data=_world(tmp_path / "enough", 10)), {})
+    assert "enough: tiles, folds and cities go together" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there are no runs in"):
+        doctor(DoctorConfig(cluster="debug", run="nope", runs=str(tmp_path)), {})
+
+
+def _world(folder: Path, places: int) -> str:
+    """The tables of a data set, whose images nobody reads here."""
+    (folder / "train").mkdir(parents=True)
+    names = [f"t{number}" for number in range(places)]
+    rows = [f"{name},{name}_AGL.tif,{name}_VFLOW.json,{name}_RGB.tif" for name in names]
+    (folder / "geopose_train.csv").write_text("\n".join(["id,agl,json,rgb", *rows]) + "\n")
+    table = ["id,city,gsd,place", *(f"{name},ARG,0.5,{name}" for name in names)]
+    (folder / "metadata.csv").write_text("\n".join(table) + "\n")
+    for name in names:
+        for kind in ("AGL.tif", "VFLOW.json", "RGB.tif"):
+            (folder / "train" / f"{name}_{kind}").touch()
+    return str(folder)

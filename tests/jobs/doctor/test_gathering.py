@@ -13,9 +13,11 @@ from jobs.cluster import load_cluster
 from jobs.doctor import gpus, place
 from jobs.doctor.asking import run, side_by_side
 from jobs.doctor.measured import Measured, measure, measured_by
-from jobs.doctor.place import Quota, look, mount_of, parse_quota, try_lock, try_writing
+from jobs.doctor.place import Quota, held_bytes, look, mount_of, parse_quota, try_lock, try_writing
 from jobs.doctor.site import parse_node, parse_partition
+from jobs.doctor.slurm import questions
 from jobs.doctor.software import Torch, quick_torch, store_facts, whole_torch
+from tests.jobs.doctor.healthy import Change, wish
 
 MOUNTS = "/dev/sda1 / ext4 rw 0 0\nserver:/h /home nfs4 rw 0 0\ntmp /home/me/my\\040own tmpfs rw 0 0\n"
 
@@ -56,12 +58,21 @@ def test_a_lock_that_does_nothing_is_noticed(tmp_path: Path, monkeypatch: pytest
     assert try_lock(path) == "free"
 
 
-def test_the_tightest_quota_counts() -> None:
+def test_the_quota_of_the_file_system_counts_and_else_the_tightest_with_doubt() -> None:
     text = "Filesystem blocks quota limit grace files quota limit grace\n"
     text += "nas:/home 900 1000 2000 - 5 100 200 -\nnas:/data 900* 0 1000 6days 5 0 0 -\n"
-    assert parse_quota(text) == Quota(100 * 1024, 195)
-    assert parse_quota("/scratch 10 0 0 - 5 0 0 -\n", "/scratch") == Quota(None, None)
-    assert parse_quota("quota: no such user\n") is None
+    assert parse_quota(text, ["/home", "nas:/home"]) == Quota(1100 * 1024, 195)
+    assert parse_quota(text, ["/data", "nas:/data"]) == Quota(100 * 1024, None)
+    assert parse_quota(text, ["/", "/dev/sda", ""]) == Quota(100 * 1024, 195, sure=False)
+    assert parse_quota("/scratch 10 0 0 - 5 0 0 -\n", ["/scratch"]) == Quota(None, None)
+    assert parse_quota("quota: no such user\n", ["/"]) is None
+
+
+def test_checkpoints_that_are_there_are_counted(tmp_path: Path) -> None:
+    for name, size in {"a/step-1/state": 1000, "a/step-2/state": 100, "b/step-1/state": 10}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert held_bytes([tmp_path / "a", tmp_path / "none"]) == 1100
 
 
 CODE = [
@@ -140,6 +151,54 @@ def test_the_newest_run_that_has_measured_anything_counts(tmp_path: Path) -> Non
     assert measured_by(tmp_path, "older").run == "older"
     assert measured_by(tmp_path, "new") == Measured("new")
     assert measured_by(tmp_path / "nowhere") == Measured()
+    assert measured_by(tmp_path, "", ["older"]).run == "older"
+    assert measured_by(tmp_path, "", ["new", "unknown"]).run == "old"
+
+
+STRANGE = [
+    '{"time": 1, "kind": "start", "stage": "a", "generation": "x", "step": 1}',
+    '{"time": 1, "kind": "start", "stage": "a", "generation": 2}',
+    '{"time": 1, "kind": "checkpoint", "stage": "a", "bytes": Infinity, "seconds": NaN}',
+    '{"time": 1, "kind": "checkpoint", "stage": "a", "step": "b", "bytes": 1e400, "seconds": 1' + "0" * 400 + "}",
+    '{"time": 1, "kind": "start", "stage": "a", "generation": 2, "step": [1]}',
+]
+
+
+@pytest.mark.parametrize("line", STRANGE)
+def test_what_others_have_written_into_their_events_is_borne(line: str, tmp_path: Path) -> None:
+    import json
+
+    for age, (name, further) in enumerate({"strange": line, "whole": ""}.items()):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "events.jsonl"
+        path.write_text("".join(json.dumps({**event, "generation": 1}) + "\n" for event in events()) + further + "\n")
+        os.utime(path, (1e9 - age, 1e9 - age))
+    found = measured_by(tmp_path)
+    assert (found.step, found.save, found.bytes) == (1.0, 6.0, 120)
+
+
+def test_a_reader_that_fails_on_a_run_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {"a": TypeError("no"), "b": KeyError("step"), "c": OverflowError("no"), "d": AttributeError("no")}
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        if path.parent.name in errors:
+            raise errors[path.parent.name]
+        return events()
+
+    monkeypatch.setattr("jobs.doctor.measured.read_events", read)
+    assert measured_by(tmp_path, "", [*errors, "e"]).run == "e"
+
+
+def test_a_user_without_a_name_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    asked = questions(wish(Change()), 1.0)
+    assert "associations" not in asked
+    assert {"config", "partitions", "nodes", "qos"} <= set(asked)
 
 
 def test_what_hangs_is_left_behind_and_what_is_refused_is_no_answer() -> None:

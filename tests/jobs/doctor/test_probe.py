@@ -1,6 +1,7 @@
 """What is said of what the probe's job has found; the probe itself runs in tests/slurm/test_doctor.py."""
 
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from agl_core.files import write_json
+from jobs.doctor.asking import Answer, run
 from jobs.doctor.check_probe import check_probe
 from jobs.doctor.findings import GOOD
 from jobs.doctor.inside import listen
@@ -161,3 +163,57 @@ def test_a_probe_that_comes_to_nothing_is_cancelled_and_leaves_nothing(
         assert "#SBATCH --gpus-per-node=4" in script
         assert "#SBATCH --signal=USR2@60" in script
         assert "-m jobs.doctor.warden" in script
+
+
+FOUND = "test -e cancelled || echo 4711"
+
+
+@pytest.mark.parametrize("said", ["a greeting", "nothing", "too late", "an error of the network", "Ctrl-C"])
+def test_a_job_whose_id_sbatch_does_not_say_is_found_by_its_name(
+    said: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    says = {"a greeting": "echo '*** Welcome 1 ***'; echo '4711;mini'; echo bye", "nothing": "echo Welcome",
+            "too late": "sleep 60", "an error of the network": "echo Socket timed out >&2; exit 1",
+            "Ctrl-C": "sleep 60"}  # fmt: skip
+    answer(site, "sbatch", f"cat $2 > script; {says[said]}")
+    listed = "" if said == "a greeting" else FOUND
+    answer(site, "squeue", f'echo "$*" >> listed; case "$*" in *--name=*) {listed or "true"};; esac')
+    answer(site, "scancel", 'echo "$*" >> cancelled')
+    monkeypatch.setattr("jobs.doctor.probe.LATER", 0.0)
+    if said == "too late":
+        monkeypatch.setattr("jobs.doctor.probe.SUBMITTING", 1.0)
+    asked = replace(wish(Change()), runs=tmp_path / "runs", outside=dict(os.environ))
+    if said == "Ctrl-C":
+        monkeypatch.setattr("jobs.doctor.probe.run", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            probe(asked, facts(Change()), 0.0, sys.stderr)
+    else:
+        probe(asked, facts(Change()), 0.0, sys.stderr)
+    assert "4711" in (site / "cancelled").read_text().split("\n")
+    assert not (tmp_path / "runs").exists()
+    if said in ("too late", "Ctrl-C", "an error of the network", "nothing"):
+        (first, *_) = (site / "listed").read_text().splitlines()
+        assert re.search(r"--name=agl-doctor-[0-9a-f]{8}( |$)", first)
+
+
+class Interrupted:
+    """Runs commands, but is interrupted in sbatch."""
+
+    def __call__(self, command: list[str], *rest: Any) -> Answer | None:
+        if command[0] == "sbatch":
+            raise KeyboardInterrupt
+        return run(command, *rest)
+
+
+def test_a_probe_s_job_has_the_name_by_which_it_is_looked_for(site: Path, tmp_path: Path) -> None:
+    import sys
+
+    answer(site, "sbatch", "cat $2 > script; echo Welcome")
+    answer(site, "squeue", 'echo "$*" >> listed; case "$*" in *--name=*) echo 4711;; esac')
+    asked = replace(wish(Change()), runs=tmp_path / "runs", outside=dict(os.environ))
+    probe(asked, facts(Change()), 0.0, sys.stderr)
+    found = re.search(r"--name=(\S+)", (site / "listed").read_text())
+    assert found is not None
+    assert f"#SBATCH --job-name={found[1]}\n" in (site / "script").read_text()
