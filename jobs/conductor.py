@@ -105,11 +105,14 @@ class Conductor:
             GPUS: str(gpus_per_node(self.cluster, self.kind)),
             LAUNCHED: repr(time.time()),
         }
+        before = kept(self.run, self.name, self.kind), reached(self.run, self.name, self.kind)
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-        self.history.begin(
-            self.name, self.allocation.job_id, self.allocation.restart, attempt,
-            kept(self.run, self.name, self.kind), reached(self.run, self.name, self.kind),
-        )  # fmt: skip
+        # From here on the ranks run, and nothing may leave them alone: who comes back without having waited for them
+        # starts others beside them.
+        try:
+            self.history.begin(self.name, self.allocation.job_id, self.allocation.restart, attempt, *before)
+        except Exception as error:
+            say(f"the start of the ranks cannot be written down ({error})")
         code = process.wait()
         self._await_ends(folder, ranks, code)
         return judge(read_ends(folder, ranks), code)

@@ -1,5 +1,7 @@
 """The tiles that a report shows: those that cost the score most and least, from predictions and their truth."""
 
+import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -105,13 +107,9 @@ def _chosen(predictions: Path, truth: Path, unit: str, shares: dict[str, float],
 
 
 def _tile(predicted: "PredictedImage", true: "PredictedImage") -> "Tile":
-    import rasterio
-
     from agl_core.reporting.tiles import Tile
 
-    with rasterio.open(predicted.agl) as raster:
-        size = raster.shape
-    if max(size) > LARGEST:
+    if max(_size(predicted.agl)) > LARGEST:
         raise UserError(f"{predicted.agl} is larger than {LARGEST} pixels")
     source = predicted if predicted.rgb is not None else true
     try:
@@ -124,6 +122,17 @@ def _tile(predicted: "PredictedImage", true: "PredictedImage") -> "Tile":
     return Tile(
         predicted.id, true.city or predicted.city or "", rgb, truth, heights, true.read_pose(), predicted.read_pose()
     )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Rows and columns of a raster."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)  # tiles need no georeference
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", CPL_LOG=os.devnull), rasterio.open(path) as raster:
+        rows, columns = raster.shape
+    return rows, columns
 
 
 def _fixed(run: Run, count: int) -> Gallery:

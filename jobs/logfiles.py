@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from agl_core.reporting.words import zone
 from jobs.history import Entry, Incarnation, incarnations
 from jobs.local import SUBMITIT_LINE
 from jobs.runs import Run
@@ -64,7 +65,7 @@ def _ending(part: LogPart) -> str:
 
 
 def _clock(time: float) -> str:
-    return f"{datetime.fromtimestamp(time):%Y-%m-%d %H:%M:%S}"
+    return f"{datetime.fromtimestamp(time):%Y-%m-%d %H:%M:%S} {zone(time)}"
 
 
 def find_parts(run: Run, entries: Sequence[Entry], rank: int, stage: str = "") -> list[LogPart]:

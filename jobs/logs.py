@@ -31,7 +31,7 @@ def logs(config: LogsConfig) -> None:
         raise UserError(f"run {run.name} has no stage or job {config.stage!r}: choose one of {', '.join(known)}")
     there = ranks(run, config.stage)
     if there and config.rank not in there and not config.follow:
-        raise UserError(f"rank {config.rank} of run {run.name} has printed nothing: there are ranks {_spoken(there)}")
+        raise UserError(f"rank {config.rank} of run {run.name} has printed nothing: there {_spoken(there)}")
     joined = Joined(run, config.rank, config.stage)
     joined.show()
     if config.follow:
@@ -95,7 +95,7 @@ class Joined:
 
 
 def _spoken(numbers: list[int]) -> str:
-    return f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+    return f"are ranks {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"is rank {numbers[0]} only"
 
 
 __all__ = ["Joined", "LogPart", "active", "follow", "logs"]

@@ -1,12 +1,12 @@
 """What a run has to tell its owner, derived from its history and its events: pure functions, so that whoever reads the
 same files at any later time finds the same notices under the same keys."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agl_core.config.option import NOTIFICATIONS
+from agl_core.reporting.events import is_finite
 from jobs.history import BEGIN, CRASHED, DONE, Entry, Incarnation, incarnations
 from jobs.why import AGAIN, CANCELLED, GIVE_UP, REQUEUE
 
@@ -175,7 +175,7 @@ def stalled(run: str, job: str, minutes: float, sign: str, now: float, step: int
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number; what stands in a file may be anything."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_finite(value)
 
 
 def one_line(text: str) -> str:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,13 @@ def following(run: Run, name: str, kind: str) -> Iterator[None]:
 
     Nothing that goes wrong here harms the job.
     """
-    config = settings(run)
-    if config is None or not config.notify.command or not config.notify.events:
-        yield
-        return
-    with Follower(run, name, kind, config):
+    with ExitStack() as stack:
+        try:
+            config = settings(run)
+            if config is not None and config.notify.command and config.notify.events:
+                stack.enter_context(Follower(run, name, kind, config))
+        except Exception as error:  # no room for a thread, a disk that is away: the job is done all the same
+            complain(error)
         yield
 
 
@@ -186,9 +188,15 @@ class Follower:
     def _complain(self, error: Exception) -> None:
         if not self._said:
             self._said = True
-            with suppress(OSError, ValueError):
-                kind = type(error).__name__
-                print(f"warning: notify: nobody can be told ({kind}: {error}); the run goes on", file=sys.stderr)
+            complain(error)
+
+
+def complain(error: Exception) -> None:
+    """Say on standard error that nobody can be told."""
+    with suppress(OSError, ValueError):
+        print(
+            f"warning: notify: nobody can be told ({type(error).__name__}: {error}); the run goes on", file=sys.stderr
+        )
 
 
 class Stall:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
+from agl_core.reporting.events import is_finite
 from jobs.history import CANCEL, CRASHED, DONE, Entry, Incarnation
 from jobs.pipeline import EVALUATE
 from jobs.survey import Findings
@@ -87,4 +88,4 @@ def last_sign(findings: Findings, name: str, newest: Incarnation | None) -> floa
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float)
+    return is_finite(value)

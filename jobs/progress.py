@@ -45,10 +45,14 @@ def predicted(run: Run) -> int:
 
 def reached(run: Run, name: str, kind: str) -> int | None:
     """The last step that the newest incarnation of a stage has done, whether it was kept or not; for other jobs what
-    was kept. A later one may have come less far than an earlier one that kept nothing."""
+    was kept; None if it cannot be known. A later one may have come less far than an earlier one that kept nothing."""
     if kind != STAGE:
         return kept(run, name, kind)
-    steps = [step for path in chain_files(run.path, name)[-1:] if (step := _last_step(path)) is not None]
+    try:
+        newest = chain_files(run.path, name)[-1:]
+    except OSError:  # the disk is away for a moment, which must end no job, and start none twice
+        return None
+    steps = [step for path in newest if (step := _last_step(path)) is not None]
     return max([*steps, kept(run, name, kind) or 0])
 
 
@@ -62,7 +66,7 @@ def _last_step(path: Path) -> int | None:
     for line in reversed(lines):
         try:
             entry: Any = json.loads(line)
-        except ValueError:  # the first one was cut at its beginning, and any may be torn
+        except (ValueError, RecursionError):  # the first one was cut at its beginning, and any may be torn
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int) and "losses" in entry:
             return int(entry["step"])

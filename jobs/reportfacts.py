@@ -2,13 +2,14 @@
 the cluster."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agl_core.config import TrainConfig
 from agl_core.errors import UserError
 from agl_core.reporting.events import LAUNCH, LEAVE
 from agl_core.reporting.report import Now, Setting, number
+from agl_core.reporting.words import NEW_RUN, REASONS, plural
 from jobs.history import BEGIN, DONE, END, read_history
 from jobs.pipeline import REPORT
 from jobs.runs import Run
@@ -17,6 +18,8 @@ from jobs.standing import NOT_STARTED, JobStanding, RunStanding
 
 OF_THE_PLACE = ("run", "runs", "recipe", "data", "store", "encoder_weights", "weights_cache")
 """Keys that every run has values of its own for, and that are no news for that."""
+SECRET = ("notify.command",)
+"""Keys whose value may hold an address or a token."""
 
 
 def now_of(standing: RunStanding, run: Run) -> Now:
@@ -67,8 +70,13 @@ def _advice(standing: RunStanding, run: Run, state: str) -> list[tuple[str, str]
             (command("watch", run.name, runs), "shows it live"),
             (command("logs", run.name, runs), "what it prints"),
         ]
-    told = [(command("resume", run.name, runs), "continues it")] if run.exists() else []
-    return [*told, (command("logs", run.name, runs), "what it printed")]
+    logs = (command("logs", run.name, runs), "what it printed")
+    if not run.exists() or any(NEW_RUN in job.text for job in standing.jobs):
+        return [logs]
+    resume = command("resume", run.name, runs)
+    if any(job.detail == REASONS["refused"] for job in standing.jobs):  # as it is, it would be refused again
+        return [logs, (resume, "continues it, when that is mended")]
+    return [(resume, "continues it"), logs]
 
 
 def with_history(events: Sequence[dict[str, Any]], run: Run) -> list[dict[str, Any]]:
@@ -95,22 +103,46 @@ def read_settings(config: TrainConfig) -> list[Setting]:
         usual = {".".join(path): value for path, value, _ in flat(train_config({"recipe": config.recipe}))}
     except (UserError, OSError):  # a recipe of somebody's own, which is gone, or was never on this machine
         usual = {".".join(path): value for path, value, _ in flat(TrainConfig())}
-    found = []
-    for path, value, identity in flat(config):
-        key = ".".join(path)
-        known = key in usual and key not in OF_THE_PLACE
-        found.append(Setting(key, _spoken(value), _spoken(usual[key]) if known else None, identity))
-    return found
+    return [_setting(".".join(path), value, usual, identity) for path, value, identity in flat(config)]
+
+
+def _setting(key: str, value: Any, usual: Mapping[str, Any], identity: bool) -> Setting:
+    known = key in usual and key not in OF_THE_PLACE
+    if key not in SECRET:
+        return Setting(key, _spoken(value), _spoken(usual[key]) if known else None, identity)
+    shown, before = first_word(value), first_word(usual[key]) if known else None
+    if known and usual[key] != value and shown == before:
+        before = f"{before}, not the same"
+    return Setting(key, shown, before, identity, hidden=json.dumps(value))
+
+
+def first_word(words: Any) -> str:
+    """Of a command, the first word and how many there are: the others may hold an address or a token, and a page is
+    passed on."""
+    if not isinstance(words, list) or not words:
+        return _spoken("set" if words else [])
+    return str(words[0]) + (f" and {plural(len(words) - 1, 'more word')}" if len(words) > 1 else "")
 
 
 def cluster_facts(run: Run) -> dict[str, str]:
-    """The cluster configuration of the last start, by key; none if there is no file, or it cannot be read."""
+    """The cluster configuration of the last start, by key; none if there is no file, or it cannot be read. Nothing of
+    it is told that may be a secret: of variables of the environment their names, of lines of the shell their number, of
+    commands their first word."""
     if not run.cluster_file.exists():
         return {}
     try:
-        return dict(_leaves(read_mapping(run.cluster_file, resolve=False), ""))
+        return dict(_leaves(_public(read_mapping(run.cluster_file, resolve=False)), ""))
     except UserError:
         return {}
+
+
+def _public(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    tellers: dict[str, Callable[[Any], str]] = {
+        "environment": lambda value: ", ".join(map(str, value)) if isinstance(value, dict) else "set",
+        "setup": lambda value: plural(len(value), "line") if isinstance(value, list) else "set",
+        "wrapper": first_word,
+    }
+    return {name: tellers[name](value) if value and name in tellers else value for name, value in cluster.items()}
 
 
 def _leaves(mapping: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agl_core.config import ReportConfig, TrainConfig
 from agl_core.errors import UserError
@@ -15,10 +15,15 @@ from agl_core.reporting.events import read_all, read_events, seconds_spent
 from agl_core.reporting.report import Gallery, Report, Stage, read_stage
 from jobs import survey
 from jobs.many import read_ensemble
+from jobs.pipeline import REPORT
 from jobs.reportfacts import cluster_facts, now_of, read_settings, with_history
 from jobs.runs import Run
 from jobs.settings import flat
-from jobs.standing import RunStanding, assess
+from jobs.standing import ENDING, RUNNING, UNKNOWN, RunStanding, assess
+
+if TYPE_CHECKING:
+    from agl_core.reporting.goodput import Account
+    from agl_core.reporting.snapshot import Snapshot
 
 SETTINGS = ("recipe", "encoder", "encoder_weights", "seed", "fold", "folds", "fold_by", "precision", "data", "store")
 MOST_NAMES = 4  # of compared runs, in the name of their file
@@ -53,7 +58,7 @@ def report_run(run: Run) -> Path:
     job at the end of a run, which knows that all before it is done."""
     now = time.time()
     standing = assess(survey.read(run), None, {}, now)
-    _write(run.report_file, [read_report(run, now, standing, _tiles(run, ReportConfig().tiles))])
+    _write(run.report_file, [read_report(run, now, standing, _tiles(run, ReportConfig().tiles), maker=True)])
     return run.report_file
 
 
@@ -83,18 +88,20 @@ def _tiles(run: Run, count: int, predictions: str = "", truth: str = "") -> Gall
     return gallery(run, count, predictions, truth)
 
 
-def read_report(run: Run, now: float, standing: RunStanding, gallery: Gallery) -> Report:
+def read_report(run: Run, now: float, standing: RunStanding, gallery: Gallery, maker: bool = False) -> Report:
     """All that is known about a run, an ensemble or a prediction at the unix time `now`, from its folder and where it
-    stands."""
-    from agl_core.reporting.goodput import account
-    from agl_core.reporting.snapshot import take
+    stands. maker: the run's own job `report`, which is at work, makes it."""
+    from jobs.status import told as told_of
 
     kind = "ensemble" if run.is_ensemble() else "prediction" if run.is_prediction() else "run"
     notes = [standing.note] if standing.note else []
     config, facts = _config(run, kind, notes)
-    events = with_history(read_all(run.events), run)
-    present = now if standing.active else None
-    snapshot = take(events, config, now) if events else None
+    events: list[dict[str, Any]] = _borne(lambda: with_history(read_all(run.events), run), [], notes)
+    snapshot: Snapshot | None
+    told: Account | None
+    snapshot, told = _borne(
+        lambda: told_of(events, standing, run, now) if events else (None, None), (None, None), notes
+    )
     return Report(
         name=run.name,
         kind=kind,
@@ -102,9 +109,11 @@ def read_report(run: Run, now: float, standing: RunStanding, gallery: Gallery) -
         made=now,
         version=project_version(),
         now=now_of(standing, run),
+        alive=_at_work(told, [job.job for job in standing.jobs if job.state in (RUNNING, ENDING, UNKNOWN)]),
+        maker=_at_work(told, [REPORT]) if maker else 0,
         facts=facts,
-        stages=_stages(run, config),
-        account=account(events, present),
+        stages=_borne(lambda: _stages(run, config), [], notes),
+        account=told,
         snapshot=snapshot,
         score=_score(run, notes),
         gallery=gallery,
@@ -112,6 +121,24 @@ def read_report(run: Run, now: float, standing: RunStanding, gallery: Gallery) -
         cluster=cluster_facts(run),
         notes=notes,
     )
+
+
+def _at_work(account: "Account | None", jobs: Sequence[str]) -> int:
+    """The number of the newest start of these jobs, which are at work, unless it has ended; 0 for none."""
+    newest = next((life for life in reversed(account.lives if account else ()) if life.job in jobs), None)
+    return newest.number if newest is not None and not newest.end else 0
+
+
+def _borne(reader: Callable[[], Any], otherwise: Any, notes: list[str]) -> Any:
+    """What `reader` makes of the events of a run; where they are damaged in a way that nobody has thought of, the rest
+    of the report is made without, and says so."""
+    try:
+        return reader()
+    except Exception as error:
+        note = f"events.jsonl could not be read in all respects ({type(error).__name__}: {error})"
+        if note not in notes:
+            notes.append(note)
+        return otherwise
 
 
 def _config(run: Run, kind: str, notes: list[str]) -> tuple[TrainConfig | None, dict[str, str]]:

@@ -253,7 +253,7 @@ def _gone(case: _Case) -> tuple[str, str]:
     """Of a job that should be there, and is not."""
     said = case.ended.get(case.id, "")
     if said.startswith("CANCELLED"):
-        return CANCELLED, "without the verb cancel"
+        return CANCELLED, "by scancel, or by an administrator"
     if case.newest is None:
         return NOT_STARTED, f"Slurm says {said}" if said else "its job left the queue before it could start"
     if said:

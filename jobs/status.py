@@ -3,24 +3,41 @@
 import json
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from agl_core.config import StatusConfig
 from agl_core.errors import UserError
+from agl_core.reporting import snapshot as states
+from agl_core.reporting.goodput import Account
 from agl_core.reporting.live import end_in_words, ends_in_words, goodput_in_words
-from agl_core.reporting.snapshot import take
-from agl_core.reporting.words import clean, counted, plural
+from agl_core.reporting.snapshot import Snapshot
+from agl_core.reporting.tracker import Tracker
+from agl_core.reporting.words import NEW_RUN, clean, counted, plural
 from jobs import scontrol, survey
-from jobs.history import DONE
+from jobs.history import DONE, INTERRUPTED
 from jobs.runs import Run
-from jobs.standing import RunStanding, assess, vanished
-from jobs.table import console, details, overview
+from jobs.standing import (
+    ENDING,
+    FAILED,
+    GAVE_UP,
+    LOST,
+    NOT_STARTED,
+    RUNNING,
+    WAITING,
+    JobStanding,
+    RunStanding,
+    assess,
+    vanished,
+)
+from jobs.table import console, details, overview, slurm_time
+from jobs.why import CANCELLED
 
 MOST_SHOWN = 8  # jobs that scontrol is asked about one by one
 PATIENCE = 10.0  # seconds for sacct, whose database may be away
@@ -68,21 +85,74 @@ def standings(runs: Sequence[Run], now: float) -> list[RunStanding]:
 def with_snapshot(standing: RunStanding, run: Run, now: float) -> RunStanding:
     """Add what the events of a run say of goodput, costs and end, as `watch` and the report have it."""
     events = survey.everything(run)
-    config = None
     if not events:
         return standing
+    snapshot, _ = told(events, standing, run, now)
+    return replace(standing, jobs=tuple(_seen(job, snapshot) for job in standing.jobs), snapshot=snapshot)
+
+
+def told(
+    events: Iterable[Mapping[str, Any]], standing: RunStanding, run: Run, now: float
+) -> tuple[Snapshot, Account | None]:
+    """What the events of a run say of it, and where its time has gone, knowing how it stands."""
+    tracker, current = followed(run, standing), standing.current
+    for event in events:
+        tracker.add(event)
+    snapshot = agreed(replace(tracker.snapshot(now, exact=True), run=standing.run), standing)
+    if not standing.active:  # Slurm, or the history, knows better
+        snapshot = replace(snapshot, ends_at=None, to_end=None, seconds_left=None)
+    elif snapshot.state == states.WAITS and snapshot.ends_at is None and snapshot.to_end is not None and current:
+        starts = slurm_time(current.start)
+        end = None if starts is None else max(starts, now) + snapshot.to_end
+        snapshot = replace(snapshot, starts_at=None if starts is None else max(starts, now), ends_at=end)
+    return snapshot, tracker.account
+
+
+def followed(run: Run, standing: RunStanding) -> Tracker:
+    """What follows the events of a run that stands so: it knows what they do not tell."""
+    config = None
     with suppress(UserError):
         config = run.config() if run.exists() else None
-    snapshot = replace(take(events, config, now), run=standing.run)
-    if not standing.active:  # Slurm, or the history, knows better
-        snapshot = replace(snapshot, ends_at=None, seconds_left=None)
-    jobs = tuple(
-        replace(job, seconds_left=snapshot.seconds_left)
-        if job.job == snapshot.job and snapshot.seconds_left is not None and job.seconds_left is not None
-        else job
-        for job in standing.jobs
-    )
-    return replace(standing, jobs=jobs, snapshot=snapshot)
+    tracker = Tracker(run.name, config)
+    turns, current = tracker.turns, standing.current
+    turns.planned = survey.plan(run)[1]
+    turns.done = [job.job for job in standing.jobs if job.state == DONE]
+    turns.dead = current is not None and current.state in HALTED
+    turns.requeued = current is not None and current.state == WAITING and current.id.isdecimal()
+    tracker.sign = current.last_sign if current is not None else None
+    return tracker
+
+
+HALTED = (LOST, INTERRUPTED, CANCELLED, FAILED, GAVE_UP)
+"""States of a job of which no process is there."""
+AT_WORK = (states.STARTS, states.TRAINS, states.VALIDATES, states.SILENT, states.WORKS)
+STATES = {
+    WAITING: (states.WAITS,), RUNNING: AT_WORK, ENDING: AT_WORK, LOST: (states.INTERRUPTED,),
+    INTERRUPTED: (states.INTERRUPTED,), CANCELLED: (states.CANCELLED,), FAILED: (states.FAILED,),
+    GAVE_UP: (states.FAILED,), NOT_STARTED: (states.NOT_STARTED,), DONE: (states.FINISHED,),
+}  # fmt: skip
+"""The states of a snapshot that agree with those of a job."""
+
+
+def agreed(snapshot: Snapshot, standing: RunStanding) -> Snapshot:
+    """A snapshot that says what the queue and the processes say, where its events do not know it."""
+    current = standing.current
+    fitting = STATES.get(standing.state, ())
+    if current is None or not fitting or (snapshot.state in fitting and snapshot.job == current.job):
+        return snapshot
+    if snapshot.job != current.job and standing.state in (WAITING, NOT_STARTED):
+        return snapshot  # of jobs that wait, both are right
+    state = fitting[-1] if standing.state in (RUNNING, ENDING) else fitting[0]
+    return snapshot if snapshot.state in fitting else replace(snapshot, state=state, told="")
+
+
+def _seen(job: JobStanding, snapshot: Snapshot) -> JobStanding:
+    """What the events say of a job better than single ones of them."""
+    if job.job != snapshot.job or job.state == DONE:
+        return job
+    epoch = job.epoch if snapshot.epoch is None or job.epoch is None else snapshot.epoch
+    left = job.seconds_left if None in (job.seconds_left, snapshot.seconds_left) else snapshot.seconds_left
+    return replace(job, epoch=epoch, seconds_left=left)
 
 
 def explain(ids: Sequence[str]) -> dict[str, str]:
@@ -126,7 +196,10 @@ def show(run: RunStanding, now: float, out: Console, name: str, runs: str) -> No
             for line in job.traceback.splitlines():
                 out.print(Text(f"  {clean(line)}"), soft_wrap=True)
     if not run.active and not all(job.state == DONE for job in run.jobs):
-        out.print(f"to continue: {command('resume', name, runs)}", soft_wrap=True)
+        again = command("resume", name, runs)
+        if not any(NEW_RUN in job.text for job in run.jobs):
+            mend = run.snapshot is not None and run.snapshot.refused
+            out.print(f"when that is mended: {again}" if mend else f"to continue: {again}", soft_wrap=True)
     if run.active:
         out.print(f"to watch it: {command('watch', name, runs)}", soft_wrap=True)
     out.print(f"what it printed: {command('logs', name, runs)}", soft_wrap=True)
@@ -145,7 +218,7 @@ def sentences(run: RunStanding, now: float) -> Iterator[str]:
             f"{plural(snapshot.steps_lost, 'step')} done again" if snapshot.steps_lost else "no step done again"
         )
     if snapshot.last_end is not None:
-        yield f"interrupted last at {end_in_words(snapshot.last_end, now)}"
+        yield f"{snapshot.last_end.verb} last at {end_in_words(snapshot.last_end, now)}"
     if snapshot.goodput:
         yield f"goodput: {goodput_in_words(snapshot)}"
 

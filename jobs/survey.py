@@ -91,7 +91,7 @@ def find_run(folder: str, name: str) -> Run:
     """The run with this name, or at this path (the shell completes `runs/first`).
 
     Raises:
-        UserError: there is none; the sentence lists those that there are, the most alike first.
+        UserError: there is none; the sentence lists those that there are: alike ones first, the others by name.
     """
     path = Path(name) if "/" in name.rstrip("/") else Path(folder) / name.rstrip("/")
     if name not in (".", "..", "/") and is_run(path):
@@ -99,7 +99,8 @@ def find_run(folder: str, name: str) -> Run:
     names = [run.name for run in find_runs(path.parent)]
     if not names:
         raise UserError(f"there are no runs in {path.parent}: give the folder of all runs with --runs")
-    alike = sorted(names, key=lambda other: -difflib.SequenceMatcher(None, path.name, other).ratio())
+    close = difflib.get_close_matches(path.name, names, MOST_NAMES)
+    alike = [*close, *sorted(set(names) - set(close))]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     raise UserError(f"no run {path.name!r} in {path.parent}: there are {', '.join(alike[:MOST_NAMES])}{more}")
 

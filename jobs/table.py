@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -17,6 +18,7 @@ from agl_core.reporting import words
 from agl_core.reporting.snapshot import Snapshot
 from agl_core.reporting.words import clean, span
 from jobs.history import DONE
+from jobs.pipeline import EVALUATE
 from jobs.standing import ACTIVE, ENDING, NOT_STARTED, RUNNING, JobStanding, RunStanding
 
 WIDTH = 180  # columns where the output is no terminal
@@ -46,7 +48,7 @@ def width_of_output() -> int:
 def overview(runs: Sequence[RunStanding], now: float, width: int = WIDTH) -> Table:
     """One row for each run: where the job stands that says most about it, with the newest score of the run, its goodput
     and its end. Columns that find no room in `width` are left out, the least important first."""
-    jobs = [replace(run.current or JobStanding("", run.state), score=run.score) for run in runs]
+    jobs = [_finished(run, now) or replace(run.current or JobStanding("", run.state), score=run.score) for run in runs]
     names = [[clean(run.run), clean(job.job)] for run, job in zip(runs, jobs, strict=True)]
     snapshots = {id(job): run.snapshot for run, job in zip(runs, jobs, strict=True)}
     further: list[Column] = [
@@ -54,6 +56,24 @@ def overview(runs: Sequence[RunStanding], now: float, width: int = WIDTH) -> Tab
         ("ends about", lambda job: _end(snapshots[id(job)], now)),
     ]
     return _table(["run", "stage"], names, jobs, now, further, width)
+
+
+def _finished(run: RunStanding, now: float) -> JobStanding | None:
+    """Of a run all of which is done: its last job, with the score of the predictions if there is one, what the restarts
+    of all jobs were, and when it ended; None if something is left."""
+    if not run.jobs or any(job.state != DONE for job in run.jobs):
+        return None
+    reasons = sum((Counter(job.reasons) for job in run.jobs), Counter[str]())
+    ended = run.snapshot.ended if run.snapshot is not None else None
+    official = next((job.score for job in run.jobs if job.job == EVALUATE and job.score is not None), None)
+    at = ended if ended is not None else run.last_sign
+    return replace(
+        run.jobs[-1],
+        score=run.score if official is None else official,
+        restarts=sum(job.restarts for job in run.jobs),
+        reasons=dict(reasons.most_common()),
+        detail="" if at is None else f"ended {words.moment(at, now)}",
+    )
 
 
 def details(run: RunStanding, now: float, width: int = WIDTH) -> Table:
@@ -66,7 +86,11 @@ def _goodput(snapshot: Snapshot | None) -> str:
 
 
 def _end(snapshot: Snapshot | None, now: float) -> str:
-    return words.moment(snapshot.ends_at, now) if snapshot is not None and snapshot.ends_at is not None else ""
+    if snapshot is None:
+        return ""
+    if snapshot.ends_at is None and snapshot.to_end is not None:
+        return f"{span(snapshot.to_end)} after it starts"
+    return words.moment(snapshot.ends_at, now) if snapshot.ends_at is not None else ""
 
 
 def table_columns(jobs: Sequence[JobStanding], now: float, further: Sequence[Column] = ()) -> list[Column]:
@@ -100,11 +124,21 @@ def restarts(job: JobStanding) -> str:
 
 
 def moment(start: str) -> str:
-    """A time of Slurm's without its seconds; one that it wrote otherwise stays as it is."""
+    """A time of Slurm's without its seconds, with its zone, which is that of this machine: its commands tell local
+    time; one that it wrote otherwise stays as it is."""
     try:
-        return f"{datetime.fromisoformat(start):%Y-%m-%d %H:%M}"
-    except ValueError:
+        then = datetime.fromisoformat(start)
+        return f"{then:%Y-%m-%d %H:%M} {words.zone(then.timestamp())}"
+    except (ValueError, OverflowError, OSError):  # a time, or a year that no clock knows
         return start
+
+
+def slurm_time(start: str) -> float | None:
+    """The unix time of a time of Slurm's; None for none, or one that no clock knows."""
+    try:
+        return datetime.fromisoformat(start).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _table(

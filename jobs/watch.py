@@ -16,6 +16,8 @@ from agl_core.reporting.screen import Screen, can_draw
 from agl_core.reporting.snapshot import Snapshot
 from agl_core.reporting.tail import Tail
 from agl_core.reporting.tracker import Tracker
+from agl_core.reporting.turns import SILENCE
+from agl_core.reporting.words import NEW_RUN
 from jobs import survey
 from jobs.failure import JobError
 from jobs.pipeline import ENSEMBLE, PREDICT
@@ -44,7 +46,7 @@ class Follower:
             events, self._before = sorted([*self._before, *events], key=lambda event: event["time"]), []
         for event in events:
             self._tracker.add(event)
-        self._look_around()
+        self._look_around(now)
         return self._tracker.snapshot(now)
 
     def further(self) -> dict[str, str]:
@@ -68,7 +70,7 @@ class Follower:
         tracker.turns.planned = planned
         return tracker
 
-    def _look_around(self) -> None:
+    def _look_around(self, now: float) -> None:
         """Signs that are no events: records, the lease, and whether a process of this machine is still there."""
         turns = self._tracker.turns
         turns.done = survey.records(self.run)
@@ -78,7 +80,10 @@ class Follower:
         host, id = turns.place(turns.at(stages))
         number = id.removeprefix("pid ")
         here = host == socket.gethostname() and number != id and number.isdecimal()
-        turns.dead = here and survey.holder(self.run) is None and not survey.lives(int(number))
+        held = survey.holder(self.run) is not None
+        turns.dead = here and not held and not survey.lives(int(number))
+        alive = lease is not None and lease.released is None and now - lease.renewed < SILENCE
+        turns.idle = not held and not alive and turns.at(stages) not in survey.submitted(self.run)
 
 
 def watch(config: WatchConfig) -> None:
@@ -120,8 +125,11 @@ def _look(follower: Follower) -> Snapshot | None:
 
 def _advice(snapshot: Snapshot, config: WatchConfig, rows: dict[str, str]) -> dict[str, str]:
     """What the user can do about it."""
-    if snapshot.state in (states.INTERRUPTED, states.CANCELLED, states.FAILED):
-        rows["go on"] = command("resume", config.run, config.runs)
+    halted = (states.INTERRUPTED, states.CANCELLED, states.FAILED)
+    if snapshot.state in halted or (snapshot.state == states.NOT_STARTED and snapshot.since):
+        again = command("resume", config.run, config.runs)
+        if NEW_RUN not in snapshot.told:
+            rows["go on"] = f"when that is mended: {again}" if snapshot.refused else again
     if snapshot.state == states.FAILED:
         rows["why"] = command("status", config.run, config.runs)
     if snapshot.state in (states.WAITS, states.SILENT):
@@ -136,7 +144,8 @@ class _Drawn:
         self._screen = Screen(sys.stdout)
 
     def __call__(self, snapshot: Snapshot, further: dict[str, str]) -> None:
-        self._screen.draw(lambda width: render(snapshot, width, further))
+        height = self._screen.size()[1] - 1
+        self._screen.draw(lambda width: render(snapshot, width, further, height))
 
 
 class _Printed:

@@ -1,11 +1,11 @@
 """What each life of a stage has done when, and what of it counts. Part of `goodput`; times are whole milliseconds."""
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from agl_core.reporting.lives import STEPPED, Life, Mark
+from agl_core.reporting.spans import usual_step
 
 Interval = tuple[int, int]
 
@@ -14,7 +14,8 @@ Interval = tuple[int, int]
 class Course:
     """A life of a stage that its trainer has told of. until: when it was over at the latest; started: end of its first
     step (None: it came to none); trained: end of its last; from_step, reached: see `goodput.Life`; kept: the steps that
-    count, as intervals (after, to]; anchors: steps, and when they were done, both increasing."""
+    count, as intervals (after, to]; anchors: steps, and when they were done, both increasing; usual: milliseconds of
+    a step of the stage, the median of what its events tell, None if they do not."""
 
     life: Life
     until: int
@@ -24,6 +25,7 @@ class Course:
     reached: int = 0
     kept: list[Interval] = field(default_factory=list)
     anchors: list[Interval] = field(default_factory=list)
+    usual: float | None = None
 
     @property
     def steps_kept(self) -> int:
@@ -98,7 +100,9 @@ def chart(lives: Sequence[Life], untils: Sequence[int], running: Life | None) ->
     courses = [Course(life, until) for life, until in told]
     _set_steps(courses, lives)
     _set_kept(courses)
+    usual = usual_step(time / steps for course in courses for _, steps, time in told_steps(course) if steps)
     for course in courses:
+        course.usual = usual
         _set_times(course, course.life is running)
     return courses
 
@@ -162,6 +166,17 @@ def _set_times(course: Course, running: bool) -> None:
     course.anchors = _anchors(course, stepped, scored)
 
 
+def told_steps(course: Course) -> Iterator[tuple[int, int, int]]:
+    """Of each event of steps that tells their time: its place among the marks, how many they were, and milliseconds in
+    which data was not waited for."""
+    before = course.from_step
+    for place, mark in enumerate(course.life.marks):
+        if mark.kind == "step" and mark.step is not None and mark.seconds is not None:
+            yield place, max(mark.step - before, 0), max(mark.seconds - (mark.waited or 0), 0)
+        if mark.kind in STEPPED and mark.step is not None:
+            before = mark.step
+
+
 def _last_step(course: Course, stepped: Sequence[Mark]) -> int:
     """When the last step was done: as the trainer says, or where it says no more, at the pace of its newest steps."""
     life, word = course.life, course.life.last_word
@@ -200,95 +215,3 @@ def _anchors(course: Course, stepped: Sequence[Mark], scored: Sequence[Mark]) ->
         if not found or step > found[-1][0]:
             found.append((step, max([time, *(before for _, before in found[-1:])])))
     return found
-
-
-def shares(course: Course) -> list[tuple[Interval, str, int, int]]:
-    """The time from the first step to the last in contiguous stretches: when, its item ("training", "validation" or
-    "lost"), and of training the milliseconds in which data and the saving of checkpoints were waited for."""
-    assert course.started is not None
-    kept = course.times_kept()
-    cuts = {course.started, course.trained, *(time for interval in kept for time in interval)}
-    scored = _validations(course)
-    cuts |= {time for interval in scored for time in interval}
-    times = sorted(cuts)
-    found: list[list[int]] = [[begin, end, 0, 0] for begin, end in pairwise(times)]
-    validating = [_covered(begin, scored) for begin, *_ in found]
-    saves = sorted(course.saves())
-    _add_waits(course, found, times, validating, saves)
-    for at, stall in saves:
-        place = min(max(bisect_right(times, at) - 1, 0), len(found) - 1)
-        if found and not validating[place]:
-            found[place][3] += stall
-    named = []
-    for (begin, end, waited, stalled), scoring in zip(found, validating, strict=True):
-        item = "lost" if not _covered(begin, kept) else "validation" if scoring else "training"
-        named.append(((begin, end), item, waited, stalled))
-    return named
-
-
-def _validations(course: Course) -> list[Interval]:
-    """When the held-out fold was scored, in disjoint intervals; what was done with the result before the next step is a
-    part of it: the time between two events of steps that no step, no save and no validation has taken."""
-    found: list[Interval] = []
-    before = least = course.started or 0
-    saves = sorted(course.saves())
-    since = 0  # of the intervals, the first after the step event before
-    for mark in course.life.marks:
-        if mark.kind == "validation":
-            begin = max(mark.time - (mark.seconds or 0), least)
-            end = least = max(min(mark.time, course.trained), least)
-            if begin < end:
-                found.append((begin, end))
-        elif mark.kind == "step":
-            if mark.seconds is not None and since < len(found):
-                known = mark.seconds + sum(end - begin for begin, end in found[since:])
-                known += sum(stall for at, stall in _between(saves, before, mark.time))
-                begin, end = found[-1]
-                found[-1] = (begin, min(end + max(mark.time - before - known, 0), course.trained))
-            before, since = mark.time, len(found)
-            least = max([least, *(end for _, end in found[-1:])])
-    return found
-
-
-def _busy(begin: int, end: int, saves: Sequence[tuple[int, int]]) -> int:
-    """How much of the time between two moments no save has taken."""
-    return max(end - begin - sum(stall for _, stall in _between(saves, begin, end)), 0)
-
-
-def _between(saves: Sequence[tuple[int, int]], begin: int, end: int) -> Sequence[tuple[int, int]]:
-    """Those saves, of some in their order, that were begun between two times."""
-    return saves[bisect_left(saves, (begin, 0)) : bisect_left(saves, (end, 0))]
-
-
-def _covered(time: int, intervals: Sequence[Interval]) -> bool:
-    """Whether a time lies in one of some disjoint intervals in their order."""
-    place = bisect_right(intervals, (time, 1 << 62)) - 1
-    return place >= 0 and time < intervals[place][1]
-
-
-def _add_waits(
-    course: Course,
-    found: list[list[int]],
-    times: Sequence[int],
-    validating: Sequence[bool],
-    saves: Sequence[tuple[int, int]],
-) -> None:
-    """Spread what each event says of waiting for data over the stretches of training since the one before."""
-    before = course.started or 0
-    for mark in course.life.marks:
-        if mark.kind not in STEPPED and mark.kind not in ("interruption", "refusal"):
-            continue
-        end = min(mark.at if mark.at is not None else mark.time, course.trained)
-        if mark.kind in ("startup", "skip") or end <= before:
-            continue
-        first, last = bisect_right(times, before) - 1, bisect_left(times, end)
-        places = [place for place in range(max(first, 0), min(last, len(found))) if not validating[place]]
-        parts = [_busy(max(found[place][0], before), min(found[place][1], end), saves) for place in places]
-        busy = max(sum(parts), 1)
-        waited = mark.waited if mark.waited is not None else round((mark.share or 0.0) * busy)
-        given = done = 0
-        for place, part in zip(places, parts, strict=True):
-            done += part
-            found[place][2] += waited * done // busy - given
-            given = waited * done // busy
-        before = end

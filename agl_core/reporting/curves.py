@@ -6,14 +6,13 @@
 | score; score, agl_r2, agl_rmse (m), magnitude_r2, magnitude_rmse (px), vflow_r2, vflow_rmse (px), | validation |
 | angle_error (deg) and scale_error (px/m), each with /city; the same of the average of the weights with ema_ | |
 | restarts: how often the stage was started again; began (text) | start |
-| ended (text) | interruption, refusal, finish |
+| ended (text) | interruption, refusal, finish; of what was killed or taken back, the start after it |
 
 There is one record for each event that counts. What a restart takes back is left out, as `read_events` leaves it out,
 and where a step was done twice without being taken back, as a validation may be, the later one counts.
 """
 
 import html
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -22,12 +21,15 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 
+from agl_core.reporting.events import is_finite
+
 STEP_VALUES = ("lr", "crops_per_second", "data_wait", "epoch")
 CITY_VALUES = (
     "score", "agl_r2", "agl_rmse", "magnitude_r2", "magnitude_rmse", "vflow_r2", "vflow_rmse", "angle_error",
     "scale_error",
 )  # fmt: skip
 ENDS = ("interruption", "refusal", "finish")
+KILLED = "killed, or its machine failed"
 _MOST = 3e38  # TensorBoard keeps numbers as float32
 
 
@@ -49,6 +51,7 @@ class Curves:
         self._texts: dict[tuple[int, str], list[str]] = {}
         self._newest, self._starts, self._reached = 0, 0, 0
         self._end = ""  # how the start before ended
+        self._told: int | None = None  # the step at which `ended` tells that
 
     def take(self, event: Mapping[str, Any]) -> Record | None:
         """The record that the event leads to, if it is one of this stage that counts; what is not as it should be is
@@ -62,7 +65,7 @@ class Curves:
             self._leave(event)
         elif kind == "launch":  # a start that was killed with everything could not say how far it came
             self._reached = max(self._reached, _whole(event.get("reached", 0)))
-        if not isinstance(step, int) or not 0 <= step < 2**62 or generation < self._newest:
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**62 or generation < self._newest:
             return None
         if kind == "start":
             return self._start(step, generation, event)
@@ -72,7 +75,7 @@ class Curves:
         if kind == "validation":
             return self._add(step, kind, event, _scalars(self.stage, _of_validation(event)))
         if kind in ENDS:
-            self._end = _ending(event)
+            self._end, self._told = _ending(event), step
             return self._tell(step, "ended", event, f"after step {step}: {self._end}")
         return None
 
@@ -98,8 +101,10 @@ class Curves:
             del self._records[known]
         for place in [place for place in self._texts if place[0] > step]:
             del self._texts[place]
+        if self._starts > 1 and (self._told is None or self._told > step):
+            self._tell(step, "ended", event, f"after step {self._reached}: {self._end or KILLED}")
         self._tell(step, "began", event, self._beginning(step, event))
-        self._end, self._reached = "", step
+        self._end, self._told, self._reached = "", None, step
         return self._add(step, "start", event, _scalars(self.stage, {"restarts": self._starts - 1}))
 
     def _beginning(self, step: int, event: Mapping[str, Any]) -> str:
@@ -107,8 +112,7 @@ class Curves:
         text = f"start {self._starts}, from step {step} of {event.get('steps', '?')}; "
         text += f"{event.get('world_size', '?')} x {', '.join(what)}"
         if self._starts > 1:
-            end = self._end or "killed, or its machine failed"
-            text += f"; the start before ended after step {self._reached}: {end}"
+            text += f"; the start before ended after step {self._reached}: {self._end or KILLED}"
         return text
 
     def _leave(self, event: Mapping[str, Any]) -> None:
@@ -126,14 +130,14 @@ class Curves:
 
     def _add(self, step: int, kind: str, event: Mapping[str, Any], content: Any) -> Record:
         at = event.get("time")
-        at = float(at) if isinstance(at, int | float) and math.isfinite(at) else 0.0
+        at = float(at) if is_finite(at) else 0.0
         record = Record(step, kind, at, content.SerializeToString(deterministic=True))
         self._records.setdefault(step, {})[kind] = record
         return record
 
 
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value < 2**62 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62 else 0
 
 
 def _of_step(event: Mapping[str, Any]) -> dict[str, Any]:

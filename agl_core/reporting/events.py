@@ -52,11 +52,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 SUBMIT, LAUNCH, LEAVE, CANCEL = "submit", "launch", "leave", "cancel"
 JOB_KINDS = (SUBMIT, LAUNCH, LEAVE, CANCEL)
 """Kinds that are not the trainer's."""
+MOST = 2**53
+"""A number of steps and the like is below it; what is not was damaged."""
 
 
 class Appender:
@@ -159,7 +161,9 @@ class JobLog:
 def read_all(path: Path) -> list[dict[str, Any]]:
     """Every event of a run in the order of the file, torn lines left out; none if there is no file.
 
-    An event has a `time` that is a finite number, a `kind` and a `stage`; of what else it has nothing is promised.
+    An event has a `time` that is a finite number, a `kind` and a `stage` that are texts, and if it has a `generation`
+    or a `step`, they are whole numbers (a step may be None, as not known): a line that breaks this was damaged, and is
+    left out like a torn one. Of what else it has nothing is promised.
 
     Raises OSError if the file cannot be read."""
     return list(each_event(path))
@@ -167,21 +171,55 @@ def read_all(path: Path) -> list[dict[str, Any]]:
 
 def each_event(path: Path) -> Iterator[dict[str, Any]]:
     """The events of `read_all` one by one: a long run has hundreds of thousands."""
-    return (event for event in _lines(path) if _whole(event))
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if (event := parse(line)) is not None:
+                yield event
 
 
-def _whole(event: dict[str, Any]) -> bool:
-    at = event.get("time")
-    number = isinstance(at, int | float) and not isinstance(at, bool) and math.isfinite(at)
-    return number and isinstance(event.get("kind"), str) and isinstance(event.get("stage"), str)
+def parse(line: str) -> dict[str, Any] | None:
+    """The event of a line as `read_all` promises it; None for what is torn, damaged or no event."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and _sound(event) else None
+
+
+def _sound(event: dict[str, Any]) -> bool:
+    """Whether what every reader relies on is of its kind."""
+    step, begins = event.get("step"), event.get("kind") == "start"
+    return (
+        is_finite(event.get("time"))
+        and isinstance(event.get("kind"), str)
+        and isinstance(event.get("stage"), str)
+        and _is_whole(event.get("generation", 0))
+        and (_is_whole(step) or (step is None and not begins))
+    )
+
+
+def is_finite(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a number that is neither infinite nor beyond what a float can hold, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events of the trainer in order, torn lines left out, and without what a restart took back: after a `start` at
-    step s, earlier events of that stage about later steps are dropped."""
+    """All events of the trainer in order, without torn and damaged lines (see `read_all`), and without what a restart
+    took back: after a `start` at step s, earlier events of that stage about later steps are dropped."""
     events: list[dict[str, Any]] = []
     newest = 0
-    for event in _lines(path):
+    for event in each_event(path):
         if event["kind"] in JOB_KINDS:
             continue
         if event.get("generation", newest) < newest:  # of an earlier incarnation that has not noticed yet
@@ -191,24 +229,10 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             events = [
                 old
                 for old in events
-                if old["kind"] == "start" or old["stage"] != event["stage"] or old.get("step", 0) <= event["step"]
+                if old["kind"] == "start" or old["stage"] != event["stage"] or (old.get("step") or 0) <= event["step"]
             ]
         events.append(event)
     return events
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The events as they were written, without torn lines and what is no event."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict) and isinstance(event.get("kind"), str) and isinstance(event.get("stage"), str):
-                yield event
 
 
 def trained(path: Path) -> bool:
@@ -259,4 +283,4 @@ def count_interruptions(path: Path) -> tuple[int, float]:
 
 
 def _of_trainer(path: Path) -> Iterator[dict[str, Any]]:
-    return (event for event in _lines(path) if event["kind"] not in JOB_KINDS and _whole(event))
+    return (event for event in each_event(path) if event["kind"] not in JOB_KINDS)

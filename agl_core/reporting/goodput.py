@@ -10,13 +10,15 @@
 | lost | steps that were done again or rolled back, with all that went on meanwhile |
 | ending | from the last step to the end of the processes: the last save, leaving |
 | queue | submitted or requeued, until launched |
-| down | dead before anybody noticed, or nobody knows |
+| down | dead before anybody noticed, suspended by a scheduler, or nobody knows |
 | stopped | ended by its owner, refused or given up, until it was started again |
 | other jobs | prepare, predict, evaluate, report, ensemble |
 
 Every moment from the first event to the last is in exactly one item; times are counted in whole milliseconds, so that
 the items add up to the wall time to the last one. Where several things went on at once, steps that count go first, then
-whatever a later start of a job was doing.
+whatever a later start of a job was doing. Of the time that an event gives for its steps, without waiting for data, what
+is more than ten times the usual (the median of the stage) and more than ten minutes is taken for a suspension. Clocks
+of several machines are set right as far as the order of the file tells that one is behind: `agl_core.reporting.lives`.
 """
 
 from bisect import bisect_left, bisect_right
@@ -25,8 +27,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from agl_core.reporting import lives as lived
-from agl_core.reporting.courses import Course, chart, shares
+from agl_core.reporting.courses import Course, chart
 from agl_core.reporting.lives import group, milliseconds
+from agl_core.reporting.shares import shares
 from agl_core.reporting.spans import Layer, Piece, background, paint
 from agl_core.reporting.waits import Reach, reach, running, states
 
@@ -167,10 +170,13 @@ def _activity(life: lived.Life, course: Course | None, reach: Reach) -> Iterator
         yield Layer(life.first, reach.stop, 1, item, number)
         return
     yield Layer(life.first, course.started, 1, "start-up", number)
-    for (begin, end), item, waited, stalled in shares(course):
+    for (begin, end), item, waited, stalled, suspended in shares(course):
         if item != "training":
             yield Layer(begin, end, 1 if item == "lost" else 2, item, number)
             continue
+        resting = end - min(suspended, end - begin)
+        yield Layer(resting, end, 2, "down", number)
+        end = resting
         saving = end - min(stalled, end - begin)
         waiting = saving - min(waited, saving - begin)
         yield Layer(begin, waiting, 2, "training", number)

@@ -1,7 +1,7 @@
 """A run at one moment, for the eye: the same rows on the terminal that trains and on the one that watches, and one
 line for a log."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from rich.console import Console, RenderableType
@@ -11,7 +11,7 @@ from rich.text import Text
 from agl_core.reporting import snapshot as states
 from agl_core.reporting.seen import Validated
 from agl_core.reporting.snapshot import LastEnd, Snapshot
-from agl_core.reporting.words import COSTS, clean, counted, in_words, moment, plural, span
+from agl_core.reporting.words import COSTS, clean, counted, in_words, moment, plural, span, spans
 
 COLOURS = {
     states.TRAINS: "green", states.VALIDATES: "green", states.WORKS: "green", states.FINISHED: "bold green",
@@ -19,23 +19,44 @@ COLOURS = {
     states.INTERRUPTED: "red", states.CANCELLED: "red",
 }  # fmt: skip
 NO_ROWS: Mapping[str, str] = MappingProxyType({})
+DISPENSABLE = (
+    "", "ask", "before", "why", "best", "images", "loss", "speed", "restarts", "stage", "goodput", "score", "job",
+    "last", "go on", "result", "done", "left", "end",
+)  # fmt: skip
+"""Rows that are left out where there is no room, the least important first."""
 BAR = 40  # columns of the bar at most
 UNKNOWN_STEP = "how far its start has come cannot be known from outside"
 AT_WORK = (states.TRAINS, states.VALIDATES)
 ALIVE = (states.STARTS, states.SILENT, states.WORKS)
 
 
-def render(snapshot: Snapshot, width: int, further: Mapping[str, str] = NO_ROWS) -> RenderableType:
+def render(
+    snapshot: Snapshot, width: int, further: Mapping[str, str] = NO_ROWS, height: int | None = None
+) -> RenderableType:
     """The rows of a view of `width` columns, and `further` ones by label; text of others in it is never taken for
-    markup or for an order."""
+    markup or for an order. If they are more than `height` lines, the least important ones are left out."""
+    told = [*rows(snapshot, width), *((label, Text(clean(words))) for label, words in further.items())]
+    table = _table(told)
+    for name in DISPENSABLE if height is not None else ():
+        if _lines(table, width) <= (height or 0):
+            break
+        told = [row for row in told if row[0] != name]
+        table = _table(told)
+    return table
+
+
+def _table(told: Sequence[tuple[str, Text]]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in rows(snapshot, width):
+    for label, text in told:
         table.add_row(Text(label), text)
-    for label, words in further.items():
-        table.add_row(Text(label), Text(clean(words)))
     return table
+
+
+def _lines(table: Table, width: int) -> int:
+    console = Console(width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    return len(console.render_lines(table))
 
 
 def plain(snapshot: Snapshot, width: int, further: Mapping[str, str] = NO_ROWS) -> str:
@@ -110,9 +131,10 @@ def watch_line(snapshot: Snapshot) -> str:
 
 def end_in_words(end: LastEnd, now: float) -> str:
     """How and when a start ended last, and what came then."""
-    words = f"{moment(end.at, now)}, after {span(end.ran)}: {in_words(end.reason)}"
-    if end.text and end.reason == "crashed":
-        words += f" ({end.text})"
+    because = in_words(end.reason)
+    if end.text and end.reason in ("crashed", "refused"):
+        because = end.text if "killed" in end.text else f"{because}: {end.text}"
+    words = f"{moment(end.at, now)}, after {span(end.ran)}: {because}"
     return words + ("; not started again yet" if end.away is None else f"; started again after {span(end.away)}")
 
 
@@ -120,9 +142,10 @@ def goodput_in_words(snapshot: Snapshot) -> str:
     """The share of the time that has brought the run forward, and what interruptions have cost."""
     words = f"{snapshot.goodput or 0.0:.1%} of the time is training"
     if snapshot.costs and snapshot.interrupted_seconds >= 1:
-        items = sorted(snapshot.costs.items(), key=lambda item: -item[1])
-        told = ", ".join(COSTS.get(name, name + " {}").format(span(seconds)) for name, seconds in items if seconds >= 1)
-        words += f"; interruptions have cost {span(snapshot.interrupted_seconds)}: {told}"
+        names = sorted(snapshot.costs, key=lambda name: -snapshot.costs[name])
+        whole, parts = spans([snapshot.costs[name] for name in names])
+        told = [COSTS.get(name, name + " {}").format(part) for name, part in zip(names, parts, strict=True) if part]
+        words += f"; interruptions have cost {whole}: {', '.join(told)}"
     return words
 
 
@@ -139,9 +162,16 @@ def left_in_words(snapshot: Snapshot) -> str | None:
 
 def ends_in_words(snapshot: Snapshot) -> str | None:
     """When all stages will be done; None if there is no saying."""
+    what = "all stages are" if snapshot.stages > 1 else "training is"
+    starts, left = snapshot.starts_at, snapshot.to_end
+    if left is not None and (starts is not None or (snapshot.ends_at is None and snapshot.state == states.WAITS)):
+        after = f"{span(left)} after it starts"
+        if starts is None:
+            return f"{what} done {after}"
+        end = f"about {moment(starts + left, snapshot.now)}, {after}"
+        return f"{what} done {end}, which is expected about {moment(starts, snapshot.now)}"
     if snapshot.ends_at is None:
         return None
-    what = "all stages are" if snapshot.stages > 1 else "training is"
     inside = f"in {span(snapshot.ends_at - snapshot.now)}"
     far = ", if interruptions go on as so far" if snapshot.cost_share >= 0.005 else ""
     return f"{what} done about {moment(snapshot.ends_at, snapshot.now)}, {inside}{far}"

@@ -2,14 +2,20 @@
 
 Nothing is promised about the events: numbers may be of any kind, lines missing, clocks wrong and writers several. Times
 are whole milliseconds since 1970.
+
+Each life tells the time by the clock of its machine, and clocks of machines differ. What is taken for granted is the
+order of the file: a launch is written after its job was submitted, and after the starts before it of the same job of a
+scheduler (of the same id, with an earlier restart or attempt) have begun, and left if they did so in order. So where
+the clock of a launch is behind that, all times of its life are shifted by as much as is lacking. By how much a clock is
+ahead cannot be told from a longer wait in the queue, and stays; of what lies between two machines, only the order is
+sure.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agl_core.reporting.events import CANCEL, LAUNCH, LEAVE, SUBMIT
+from agl_core.reporting.events import CANCEL, LAUNCH, LEAVE, SUBMIT, is_finite
 
 OTHER_JOBS = ("prepare", "predict", "evaluate", "report", "ensemble")
 STEPPED = ("startup", "step", "skip")
@@ -43,7 +49,8 @@ class Mark:
 @dataclass
 class Life:
     """A start of a job in the making. launch, leave: times of these events; begun: the step of its start event;
-    before: what the launch says that the starts before had reached; left: the words of its leave event."""
+    before: what the launch says that the starts before had reached; left: the words of its leave event; shift: by how
+    much the clock of its machine was behind, which is in all its times."""
 
     number: int
     job: str
@@ -60,6 +67,7 @@ class Life:
     leave: int | None = None
     leave_step: int | None = None
     left: dict[str, str] = field(default_factory=dict)
+    shift: int = 0
 
     @property
     def first(self) -> int:
@@ -115,6 +123,7 @@ def group(events: Iterable[Mapping[str, Any]]) -> tuple[list[Life], list[Call]]:
             calls.append(Call(time, kind, job, tuple(ids)))
         elif kind == LAUNCH:
             lives.append(_launched(len(lives) + 1, job, time, event))
+            _settle(lives, calls)
         elif kind == LEAVE:
             _leave(_leaver(lives, job, event), time, event)
         elif kind == "start":
@@ -133,6 +142,22 @@ def _launched(number: int, job: str, time: int, event: Mapping[str, Any]) -> Lif
     return life
 
 
+def _settle(lives: Sequence[Life], calls: Sequence[Call]) -> None:
+    """Set right the clock of the life that was launched last, as far as it must be behind."""
+    life = lives[-1]
+    assert life.launch is not None
+    turn = (life.restart, life.attempt)
+    if not life.id:
+        return
+    before = [call.time for call in calls if call.kind == SUBMIT and call.job == life.job and life.id in call.ids]
+    for other in lives[:-1]:
+        if (other.job, other.id) == (life.job, life.id) and (other.restart, other.attempt) < turn:
+            # Who has left no word may live on beside the new one: only its beginning was surely before.
+            before.append(other.first if other.leave is None else max(other.last_sign, other.leave))
+    life.shift = max([0, *(time - life.launch for time in before)])
+    life.launch += life.shift
+
+
 def _who(event: Mapping[str, Any]) -> dict[str, Any]:
     counts = {name: whole(event.get(name)) or 0 for name in ("restart", "attempt")}
     return {"id": text(event.get("id")), **counts}
@@ -149,7 +174,7 @@ def _leaver(lives: list[Life], job: str, event: Mapping[str, Any]) -> Life:
 
 
 def _leave(life: Life, time: int, event: Mapping[str, Any]) -> None:
-    life.leave, life.leave_step = time, whole(event.get("step"))
+    life.leave, life.leave_step = time + life.shift, whole(event.get("step"))
     life.left = {name: text(event.get(name)) for name in ("end", "why", "deed", "text")}
 
 
@@ -164,17 +189,19 @@ def _silent(lives: list[Life], job: str, id: str) -> Life:
 
 
 def _start(life: Life, time: int, event: Mapping[str, Any]) -> None:
-    life.start, life.begun = time, whole(event.get("step")) or 0
+    life.start, life.begun = time + life.shift, whole(event.get("step")) or 0
     launched = milliseconds(event.get("launched"))
     if launched is not None and 0 <= time - launched <= LONGEST_STARTUP:
-        life.launched = launched
+        life.launched = launched + life.shift
 
 
 def _mark(life: Life, time: int, kind: str, event: Mapping[str, Any]) -> None:
     # A clock that was set back: what comes later in one life is later.
-    time = max([time, *(mark.time for mark in life.marks[-1:]), *([life.start] if life.start is not None else [])])
+    time = max(
+        [time + life.shift, *(mark.time for mark in life.marks[-1:]), *([life.start] if life.start is not None else [])]
+    )
     told = event.get("total" if kind == "startup" else "seconds")
-    share = number(event.get("data_wait"))
+    share, at = number(event.get("data_wait")), milliseconds(event.get("at"))
     mark = Mark(
         time,
         kind,
@@ -182,7 +209,7 @@ def _mark(life: Life, time: int, kind: str, event: Mapping[str, Any]) -> None:
         milliseconds(told, 0),
         milliseconds(event.get("waited"), 0),
         None if share is None else min(max(share, 0.0), 1.0),
-        milliseconds(event.get("at")),
+        None if at is None else at + life.shift,
         milliseconds(event.get("stall"), 0) or 0,
         whole(event.get("to")),
         text(event.get("signal")),
@@ -194,12 +221,7 @@ def _mark(life: Life, time: int, kind: str, event: Mapping[str, Any]) -> None:
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if is_finite(value) else None
 
 
 def milliseconds(value: Any, least: int = -FARTHEST) -> int | None:

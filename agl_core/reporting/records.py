@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 
@@ -76,7 +77,11 @@ def read_records(folder: Path) -> Iterator[Any]:
         content = path.read_bytes()
         place = 0
         while (record := _record(content, place)) is not None:
-            yield Event.FromString(record)
+            try:
+                event = Event.FromString(record)
+            except DecodeError:  # what is far from the end is not checked: it was damaged on the disk
+                break
+            yield event
             place += _HEADER + len(record) + _FOOTER
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from agl_core.reporting.events import is_finite
+
 if TYPE_CHECKING:  # tiles are arrays, for which not everything that knows of reports must wait
     from agl_core.reporting.goodput import Account
     from agl_core.reporting.snapshot import Snapshot
@@ -85,12 +87,14 @@ class Stage:
 @dataclass(frozen=True)
 class Setting:
     """A key of the configuration: its value, that of the recipe (None: the recipe does not say, or is not known), and
-    whether it is part of what makes the run this one."""
+    whether it is part of what makes the run this one. hidden: where the value is told in part only, all of it, to
+    compare runs with; it is never shown."""
 
     key: str
     value: str
     usual: str | None
     identity: bool
+    hidden: str = field(default="", repr=False)
 
     @property
     def differs(self) -> bool:
@@ -128,8 +132,9 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is told of one run. kind: run, ensemble or prediction; made: when (seconds since 1970); facts: what it
-    is, by name; score: the content of score.json; notes: what could not be read."""
+    """All that is told of one run. kind: run, ensemble or prediction; made: when (seconds since 1970); alive: number of
+    the start in `account` that is at work, 0 for none; maker: of that which makes this report; facts: what it is, by
+    name; score: the content of score.json; notes: what could not be read."""
 
     name: str
     kind: str
@@ -137,6 +142,8 @@ class Report:
     made: float
     version: str
     now: Now = field(default_factory=Now)
+    alive: int = 0
+    maker: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[Stage] = ()
     account: "Account | None" = None
@@ -193,11 +200,11 @@ def _of(events: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any
 
 def number(value: Any) -> TypeGuard[int | float]:
     """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_finite(value)
 
 
 def _whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 MACHINE = (
@@ -255,11 +262,10 @@ def _validation(event: Mapping[str, Any]) -> Validation | None:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 12 s, 5 min, 3 h 20 min, 6 d 4 h."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    hours, days = minutes // 60, minutes // 1440
-    if hours == 0:
-        return f"{minutes} min"
-    return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
+    """A time as people say it, in its two largest units: 12 s, 5 min 3 s, 3 h 20 min, 6 d 4 h."""
+    whole, minutes, hours = round(seconds), round(seconds / 60), round(seconds / 3600)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 1440 else f"{hours // 24} d {hours % 24} h"

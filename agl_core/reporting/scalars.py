@@ -1,6 +1,7 @@
 """The same numbers for TensorBoard, and pictures."""
 
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ class Scalars:
         """An event that is in events.jsonl now, if it could be written there.
 
         Raises:
-            OSError: the disk refuses it; it is written a while later, from events.jsonl.
+            OSError: the disk refuses it; it is written a while later, from events.jsonl. So it is after any other
+                error, which a damaged file may lead to.
         """
         if self._folder is None or (self._file is None and time.monotonic() < self._again):
             return
@@ -41,7 +43,7 @@ class Scalars:
                 self._begin(event)
             else:
                 self._append(event)
-        except OSError:
+        except Exception:  # the disk refuses, or what earlier starts have left is not as it should be
             self._again, self._refusals = time.monotonic() + RETRY, self._refusals + 1
             self.close()
             raise
@@ -72,8 +74,13 @@ class Scalars:
         )
         first = min(differing, default=max(wanted, default=-1) + 1)
         self._file = RecordFile(folder / file_name(self._generation, self._refusals), event["time"])
-        lacking = [summary(record.step, record.at, record.content) for record in self._curves.from_step(first)]
-        self._file.append([session(first, event["time"]), *lacking])
+        lacking = list(self._curves.from_step(first))
+        begun = [session(first, event["time"])]
+        if found and max(found) <= first and not Counter(found.get(first, [])) - Counter(wanted.get(first, [])):
+            # Nothing has to be taken back: what is there is not told twice to those who read the file itself.
+            there = found.get(first, [])
+            begun, lacking = [], [one for one in lacking if one.step > first or one.content not in there]
+        self._file.append([*begun, *(summary(one.step, one.at, one.content) for one in lacking)])
         self._curves.forget_before(max(wanted, default=0))
 
     def _append(self, event: dict[str, Any]) -> None:

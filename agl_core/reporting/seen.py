@@ -5,8 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+from agl_core.reporting.events import is_finite
+from agl_core.reporting.spans import suspended, usual_step
+
 RECENT = 50  # events of steps from which the present rate is taken
 VALIDATING = "validating"  # an event that is not written
+STEPPED = ("startup", "step", "skip", "rollback", "validation", "checkpoint", "interruption", "refusal", "finish")
+"""Kinds of events whose step was done, or skipped."""
 FEW = 5  # newest validations from which the time of the next ones is taken
 
 
@@ -42,7 +47,8 @@ class StageSeen:
     """Takes the events of one stage in the order of the file, those that a restart took back included.
 
     step, epoch: of the newest event; at: its unix time; newest: the newest event of a step; validating: since when it
-    says that it validates, which only the process that trains does, for its own view.
+    says that it validates, which only the process that trains does, for its own view; earlier: the best before,
+    where their events are not known.
     """
 
     name: str
@@ -59,6 +65,7 @@ class StageSeen:
     validated: float = 0.0
     stalls_of_start: float = 0.0
     validating: float | None = None
+    earlier: Validated | None = None
     _before: tuple[int, int, float] | None = None  # generation, step and time of the event before
     _aside: float = 0.0  # seconds of validations and saves since
 
@@ -69,7 +76,7 @@ class StageSeen:
         taker = getattr(self, f"_take_{kind}", None)
         if taker is not None:
             taker(event)
-        if is_whole(event.get("step")) and kind in ("step", "validation", "checkpoint", "interruption", "finish"):
+        if is_whole(event.get("step")) and kind in STEPPED:
             self.step = max(self.step or 0, event["step"])
         if is_number(event.get("time")):
             self.at = event["time"]
@@ -84,21 +91,33 @@ class StageSeen:
     @property
     def best(self) -> Validated | None:
         """The validation of the highest score, of several the first."""
-        return max(self.validations, key=lambda each: each.score, default=None)
+        known = [*self.validations, *([self.earlier] if self.earlier is not None else [])]
+        return max(known, key=lambda each: each.score, default=None)
 
     def recent(self) -> list[Stretch]:
         """The newest stretches of steps that tell a rate: of the newest start if there are any, without its first step
-        if there are others."""
-        for generation in dict.fromkeys(stretch.generation for stretch in reversed(self.stretches)):
-            own = [stretch for stretch in self.stretches if stretch.generation == generation]
+        if there are others, and without those in which it was suspended."""
+        usual = usual_step(stretch.seconds / stretch.steps for stretch in self.stretches)
+        rated = [stretch for stretch in self.stretches if not _suspended(stretch, usual)]
+        for generation in dict.fromkeys(stretch.generation for stretch in reversed(rated)):
+            own = [stretch for stretch in rated if stretch.generation == generation]
             return [stretch for stretch in own if not stretch.first] or own
         return []
+
+    def suspended(self) -> bool:
+        """Whether the newest stretch of steps is one in which it was suspended."""
+        usual = usual_step(stretch.seconds / stretch.steps for stretch in self.stretches)
+        return bool(self.stretches) and _suspended(self.stretches[-1], usual)
 
     def step_seconds(self) -> float | None:
         """Seconds of a step at the present rate, waiting for data included; None if none is known."""
         recent = self.recent()
         steps = sum(stretch.steps for stretch in recent)
         return sum(stretch.seconds for stretch in recent) / steps if steps else None
+
+    def usual_pause(self) -> float | None:
+        """Seconds between two events of its steps at most, of the newest ones; None if none is known."""
+        return max((stretch.seconds for stretch in self.recent()), default=None)
 
     def data_wait(self) -> float | None:
         """The share of the time of the newest steps in which data was waited for, 0 to 1."""
@@ -174,11 +193,15 @@ class StageSeen:
         self.finish = event
 
 
+def _suspended(stretch: Stretch, usual: float | None) -> bool:
+    return suspended(stretch.seconds, stretch.steps, usual) > 0
+
+
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value of an event is a number, and neither true nor false."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value of an event is a number that can be reckoned with, and neither true nor false."""
+    return is_finite(value)
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether it is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether it is a whole number, of a size that can be meant."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53

@@ -18,7 +18,7 @@ ENDED = (FINISHED, INTERRUPTED, CANCELLED, FAILED)
 class LastEnd:
     """How a start of a job ended last before its job was done. reason: a key of `agl_core.reporting.words.REASONS`;
     text: what was said about it; at: unix time; ran: seconds from its launch; away: seconds until it was launched
-    again, None while it was not; at_step: the last step that it had done."""
+    again, None while it was not; at_step: the last step that it had done; deed: what was done about it."""
 
     job: str
     reason: str
@@ -27,6 +27,12 @@ class LastEnd:
     ran: float
     away: float | None
     at_step: int | None
+    deed: str = ""
+
+    @property
+    def verb(self) -> str:
+        """What has happened, as in `interrupted last`."""
+        return "refused" if self.reason == "refused" else "given up" if self.deed == "give up" else "interrupted"
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,10 @@ class Snapshot:
     stage. interruptions, steps_lost, goodput (0 to 1): of the run; reasons: of its restarts, with their number; costs:
     seconds that interruptions have cost, by item of the account; cost_share: these per second of undisturbed progress.
     seconds: where all the time has gone, by item. seconds_left: of the stage, undisturbed, at its present rate;
-    ends_at: unix time at which all stages will be done, with what interruptions have cost so far. last_sign: unix time.
+    ends_at: unix time at which all stages will be done, with what interruptions have cost so far; of a stage that waits
+    to go on it is not known, but to_end: seconds from its next start to then, and starts_at: when that is expected, if
+    somebody knows. last_sign: unix time. refused: something must be mended before it can go on. ended: unix time, and
+    wall: seconds from the first event to then, of a run that is finished.
     """
 
     run: str
@@ -75,6 +84,11 @@ class Snapshot:
     ends_at: float | None = None
     last_sign: float | None = None
     last_end: LastEnd | None = None
+    to_end: float | None = None
+    starts_at: float | None = None
+    refused: bool = False
+    ended: float | None = None
+    wall: float | None = None
 
     @property
     def interrupted_seconds(self) -> float:

@@ -1,9 +1,16 @@
 """Intervals that overlap, made into one line of time without gaps. Part of `goodput`; times are whole milliseconds."""
 
 import heapq
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
+
+SLOW = 10
+"""Times the usual time of a step, and"""
+SLOW_SECONDS = 600.0
+"""seconds: who needs more than both for the steps between two events was suspended (a scheduler stops the processes of
+a job for another one, and lets them go on later)."""
 
 
 class Layer(NamedTuple):
@@ -52,3 +59,16 @@ def paint(layers: Iterable[Layer], begin: int, end: int) -> list[Piece]:
         else:
             found.append(Piece(time, until, item, life))
     return found
+
+
+def usual_step(each: Iterable[float]) -> float | None:
+    """The time of a step, of those of some events: their median; None without any."""
+    known = list(each)
+    return statistics.median_low(known) if known else None
+
+
+def suspended(time: float, steps: int, usual: float | None, unit: int = 1) -> float:
+    """How much of the time of some steps, in a second's `unit` parts, is more than steps can have taken."""
+    if usual is None:
+        return 0.0
+    return max(time - max(SLOW * usual * max(steps, 1), SLOW_SECONDS * unit), 0.0)

@@ -1,18 +1,17 @@
 """The events of a run as they come: only what is new is read."""
 
-import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-from agl_core.reporting.seen import is_number
+from agl_core.reporting.events import parse
 
 Event = dict[str, Any]
 
 
 class Tail:
-    """Reads a growing events.jsonl, each byte once; torn lines and lines that are no events are left out."""
+    """Reads a growing events.jsonl, each byte once; what is torn, damaged or no event is left
+    out, as by `read_all`."""
 
     def __init__(self, path: Path) -> None:
         self._path = Path(path)
@@ -39,14 +38,6 @@ class Tail:
             return [], False
         whole = content[: content.rfind(b"\n") + 1]
         self._position += len(whole)
-        return [event for line in whole.split(b"\n") if (event := _event(line)) is not None], another
-
-
-def _event(line: bytes) -> Event | None:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict) or not is_number(event.get("time")) or not math.isfinite(event["time"]):
-        return None
-    return event if isinstance(event.get("kind"), str) and isinstance(event.get("stage"), str) else None
+        return [
+            event for line in whole.split(b"\n") if (event := parse(line.decode("utf-8", "replace"))) is not None
+        ], another

@@ -13,6 +13,8 @@ State = tuple[str, str, float | None]
 
 SILENCE = 600.0  # seconds without a sign of life after which a process is called silent
 BEGINNINGS = (LAUNCH, "start")
+ENDINGS = (LEAVE, CANCEL, SUBMIT, "interruption", "refusal", "finish")
+"""Kinds of turns after which no process is expected to be there."""
 TURNS = (*JOB_KINDS, "start", "startup", "rollback", "interruption", "refusal", "finish")
 """Kinds of events with which something begins or ends."""
 
@@ -21,13 +23,14 @@ class Turns:
     """Takes the events with which jobs begin and end, and the first step of each start.
 
     planned: jobs that come after the stages; done: jobs of which a record says that they are; dead: whether somebody
-    has seen that the process that was launched last is gone. They may be set at any time.
+    has seen that the process that was launched last is gone; requeued: whether its job is in the queue again; idle:
+    whether somebody has seen that no process holds the run. They may be set at any time.
     """
 
     def __init__(self) -> None:
         self.planned: tuple[str, ...] = ()
         self.done: Collection[str] = ()
-        self.dead = False
+        self.dead = self.requeued = self.idle = False
         self._job = ""  # that did something last
         self._newest: dict[str, Event] = {}  # by job
         self._launch: dict[str, Event] = {}
@@ -88,10 +91,10 @@ class Turns:
         if self.finished(job):
             return states.FINISHED, "", turn["time"] if turn else None
         if turn is None or turn["kind"] == SUBMIT:
-            return self._waiting(turn, now)
+            return self._waiting(job, turn, now)
         kind, at = turn["kind"], turn["time"]
         if kind == LEAVE:
-            return _left(turn, now)
+            return _left(turn, now, self.dead)
         if kind == CANCEL:
             return states.CANCELLED, f"was cancelled by its owner at {moment(at, now)}", at
         if kind == "interruption":
@@ -100,8 +103,11 @@ class Turns:
         if kind == "refusal":
             return states.FAILED, f"failed at {moment(at, now)}: {clean(turn.get('text', ''))}", at
         sign = max(at, sign or at)
+        if self.requeued:
+            told = f"waits in the queue, to go on; it was killed without a warning, {_since_last_sign(sign, now)}"
+            return states.WAITS, told, sign
         if self.dead:
-            told = f"was killed without a warning, after its last sign of life at {moment(sign, now)}"
+            told = f"was killed without a warning, {_since_last_sign(sign, now)}"
             return states.INTERRUPTED, told, sign
         if now - sign > SILENCE:
             told = f"has given no sign of life for {span(now - sign)}, since {moment(sign, now)}: it may be dead"
@@ -110,18 +116,35 @@ class Turns:
             return self._starting(job, turn, now)
         return states.TRAINS, "", at
 
+    def ending(self, job: str, at: float) -> Event | None:
+        """The end of a start of `job` that is known to be gone without a word, told at unix time `at`; else None."""
+        turn = self._newest.get(job)
+        if not (self.dead or self.requeued) or turn is None or turn["kind"] in ENDINGS or self.finished(job):
+            return None
+        who = {name: self._launch.get(job, {}).get(name) for name in ("id", "restart", "attempt")}
+        told = {"end": "killed", "why": "", "deed": "requeue" if self.requeued else "", "text": ""}
+        return {"time": at, "kind": LEAVE, "stage": job, **who, **told}
+
+    def refused(self, job: str) -> bool:
+        """Whether the newest start of `job` has ended as something must be mended first."""
+        turn = self._newest.get(job, {})
+        return turn.get("kind") == "refusal" or (turn.get("kind") == LEAVE and turn.get("end") == "refused")
+
     def works(self, job: str, now: float) -> State:
         """The same of a job that is no stage and has begun."""
         at = self._launch[job]["time"] if job in self._launch else now
         return states.WORKS, f"is at work since {_since(at, now)}", at
 
-    def _waiting(self, turn: Event | None, now: float) -> State:
+    def _waiting(self, job: str, turn: Event | None, now: float) -> State:
         before = self._newest.get(self._job)
         if turn is None and before is None:
             return states.NOT_STARTED, "nothing was started yet", None
         after = before["time"] if before is not None and self.finished(self._job) else None
         if turn is None:
             at = after if after is not None else before["time"] if before else now
+            if self.idle and now - at > SILENCE:
+                told = f"is not being worked on since {_since(at, now)}: {clean(job)} was not started"
+                return states.NOT_STARTED, told, at
             return states.WAITS, f"waits for its turn since {_since(at, now)}", at
         at = max(turn["time"], after or 0.0)
         begin = "go on" if self._launch.get(turn["stage"]) else "begin"
@@ -134,11 +157,14 @@ class Turns:
         return states.STARTS, f"is starting since {_since(at, now)}" + (f"; {told}" if told else ""), at
 
 
-def _left(turn: Event, now: float) -> State:
-    """Of a job whose newest start has ended, without being done."""
+def _left(turn: Event, now: float, dead: bool) -> State:
+    """Of a job whose newest start has ended, without being done. dead: nobody will start it again."""
     at, deed, end = turn["time"], turn.get("deed"), str(turn.get("end", ""))
     because = in_words(reason(end, str(turn.get("why", ""))))
     text = clean(turn.get("text", ""))
+    if dead and deed in ("requeue", "again"):
+        told = f"was interrupted at {moment(at, now)}: {text or because}; who would start it again is gone"
+        return states.INTERRUPTED, told, at
     if deed == "requeue":
         return states.WAITS, f"waits in the queue since {_since(at, now)}, to go on; it was {because}", at
     if deed == "again":
@@ -148,6 +174,10 @@ def _left(turn: Event, now: float) -> State:
     if end in ("refused", "crashed") or deed == "give up":
         return states.FAILED, f"failed at {moment(at, now)}: {text or because}", at
     return states.INTERRUPTED, f"was interrupted at {moment(at, now)}: {because}", at
+
+
+def _since_last_sign(sign: float, now: float) -> str:
+    return f"after its last sign of life at {moment(sign, now)}"
 
 
 def _since(at: float, now: float) -> str:

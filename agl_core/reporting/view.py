@@ -17,6 +17,7 @@ from agl_core.config import TrainConfig
 from agl_core.reporting.live import line, render
 from agl_core.reporting.progress import pause
 from agl_core.reporting.screen import Aside, Screen, can_draw, standing_in, step_back
+from agl_core.reporting.seen import Validated
 from agl_core.reporting.tail import Tail
 from agl_core.reporting.tracker import Tracker
 
@@ -50,17 +51,33 @@ class LiveView:
         self._stream = stream if stream is not None else sys.stderr
         self._shown = shown
         on_terminal = shown and can_draw(self._stream)
-        self._tracker = Tracker(config.run if config is not None else "", config, accounts=on_terminal)
+        self._config = config
+        self._tracker = self._new_tracker(accounts=on_terminal)
         self._begun = self._printed = time.monotonic()
         self._printed_step = start
         self._drawer: Drawer | None = None
         if on_terminal:
-            self._drawer = Drawer(self._stream, self._tracker, stage, history)
+            try:
+                self._drawer = Drawer(self._stream, self._tracker, stage, history)
+            except Exception as error:
+                self._undrawn(error)
 
     def __enter__(self) -> "LiveView":
         if self._drawer is not None:
-            self._drawer.start()
+            try:
+                self._drawer.start()
+            except Exception as error:  # no room for one more thread
+                self._undrawn(error)
         return self
+
+    def _undrawn(self, error: Exception) -> None:
+        """Go on with plain lines: a view is not worth a run."""
+        self._drawer = None
+        self._tracker = self._new_tracker(accounts=False)
+        self._print(f"warning: the view cannot be drawn ({type(error).__name__}: {error}); plain lines come instead")
+
+    def _new_tracker(self, accounts: bool) -> Tracker:
+        return Tracker(self._config.run if self._config is not None else "", self._config, accounts=accounts)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -78,6 +95,10 @@ class LiveView:
         elif self._shown:
             with suppress(Exception):  # nothing that is shown is worth a run
                 self._tracker.add(event)
+
+    def best(self, validated: Validated) -> None:
+        """The best of the stage before this start."""
+        self._tracker.best(self._stage, validated)
 
     def advance(self, step: int) -> None:
         """`step` is done."""
@@ -113,7 +134,7 @@ class Drawer:
         self._stream, self._screen, self._tracker = stream, Screen(stream), tracker
         self._stage, self._history = stage, history
         # Only what was there before this start: what comes now is told.
-        self._upto = history.stat().st_size if history is not None and history.exists() else 0
+        self._upto = _size(history) if history is not None else 0
         self._events: deque[dict[str, Any]] = deque()
         self._notes: deque[str] = deque()
         self._latest: tuple[int, float] | None = None
@@ -123,9 +144,17 @@ class Drawer:
         self._thread = threading.Thread(target=self._run, name="view", daemon=True)
 
     def start(self) -> None:
-        """Begin to draw; standard output and error go above the view from now on, where they are terminals."""
+        """Begin to draw; standard output and error go above the view from now on, where they are terminals.
+
+        Raises:
+            RuntimeError: no thread can be started; standard output and error are as before.
+        """
         self._asides = standing_in(("stdout", "stderr"), self.say, self._step_aside)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except Exception:
+            step_back(self._asides)
+            raise
 
     def tell(self, event: dict[str, Any]) -> None:
         """There is a new event."""
@@ -200,7 +229,8 @@ class Drawer:
             self._screen.draw(self._view, self._taken(self._notes))
 
     def _view(self, width: int) -> Any:
-        return render(self._tracker.snapshot(time.time(), job=self._stage), width)
+        height = self._screen.size()[1] - 1
+        return render(self._tracker.snapshot(time.time(), job=self._stage), width, height=height)
 
     @staticmethod
     def _taken(queue: "deque[Any]") -> list[Any]:
@@ -208,3 +238,11 @@ class Drawer:
         while queue:
             taken.append(queue.popleft())
         return taken
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 if there is none, or nobody can say."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -16,7 +16,7 @@ from agl_core.training.validation import Scores
 class Journal:
     """The one place where the first process of a stage writes to; silent in the others.
 
-    Nothing here ever ends a run: what a full disk refuses is lost, and said once.
+    Nothing here ever ends a run: what a full disk refuses, or cannot be written, is lost, and said once.
     """
 
     def __init__(
@@ -92,10 +92,16 @@ class Journal:
     def _try(self, write: Any) -> None:
         try:
             write()
-        except OSError as error:
+        except Exception as error:  # a full disk, damaged files, a value that cannot be written: none is worth a run
             if not self._refused:
                 self._refused = True
-                self.note(f"warning: events and scalars cannot be written ({error}); training goes on without them")
+                self.note(
+                    f"warning: events and scalars cannot be written ({_told(error)}); training goes on without them"
+                )
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def _prefixed(values: dict[str, Any]) -> dict[str, Any]:

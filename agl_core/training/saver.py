@@ -13,6 +13,7 @@ from agl_core.durable.lease import Lease
 from agl_core.durable.retention import Retention
 from agl_core.durable.writer import CheckpointWriter, Saved, SaveFailed
 from agl_core.errors import UserError
+from agl_core.reporting.words import span
 from agl_core.training.journal import Journal
 from agl_core.training.schedule import Span
 from agl_core.training.state import TrainingState
@@ -166,7 +167,7 @@ class Saver:
         self.last_step = self.last_good
         if now - self._failing_since >= self._patience:
             raise UserError(
-                f"{self._folder} could not be written to for {(now - self._failing_since) / 60:.0f} minutes ({error}), "
+                f"{self._folder} could not be written to for {span(now - self._failing_since)} ({error}), "
                 f"and {safe}: free some space there and give the same command again"
             ) from error
         journal.warn(step, f"{self._folder} cannot be written to ({error}); {safe}; trying again in {RETRY:.0f} s")

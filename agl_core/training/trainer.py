@@ -16,6 +16,7 @@ from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
 from agl_core.inference.predictor import NotFiniteError
 from agl_core.reporting.startup import stopwatch
+from agl_core.reporting.words import NEW_RUN, plural
 from agl_core.scoring.score import Score
 from agl_core.training.agreement import Verdict, samples_digest
 from agl_core.training.endings import finish, leave, refuse, run_short, save_if_hung, save_what_stands
@@ -313,8 +314,8 @@ class StageTrainer:
         if state.rollbacks >= limits.max_rollbacks:
             raise UserError(
                 f"stage {bench.name} diverges: {state.skips} losses or gradients in a row were not finite at step "
-                f"{state.step}, after going back {state.rollbacks} times; lower stages.{bench.name}.optimizer.lr or "
-                "use --precision float32, and start a new --run"
+                f"{state.step}, after going back {plural(state.rollbacks, 'time')}; lower "
+                f"stages.{bench.name}.optimizer.lr or use --precision float32, and {NEW_RUN}"
             )
         # From here on nothing may be saved as the state of this step until it is that after going back.
         bench.changing = True

@@ -30,6 +30,7 @@ from agl_core.model.losses import GeoposeLoss
 from agl_core.model.precision import Precision
 from agl_core.reporting.events import EventLog, count_interruptions
 from agl_core.reporting.scalars import Pictures, Scalars
+from agl_core.reporting.seen import Validated
 from agl_core.reporting.startup import stopwatch
 from agl_core.reporting.view import LiveView
 from agl_core.scoring.score import Score
@@ -144,6 +145,7 @@ class Workbench:
         self.recent: deque[tuple[str, int, int, list[float]]] = deque(maxlen=2)
         history = run_dir / "events.jsonl"
         self.progress = LiveView(stage, self.total, self.start, config, history, shown=parallel.first)
+        self._tell_best()
         events = EventLog(run_dir / "events.jsonl" if parallel.first else None, stage, self.lease.generation)
         tensorboard = run_dir / "tensorboard" if parallel.first else None
         scalars = Scalars(tensorboard, stage, self.lease.generation, run_dir / "events.jsonl")
@@ -213,6 +215,13 @@ class Workbench:
         if self._stepped is None:
             return {}
         return {"at": round(self._stepped, 3), "waited": round(self.data_wait.waited, 4)}
+
+    def _tell_best(self) -> None:
+        """Hand the view what was best before this start."""
+        score, step = self.state.best_score, self.state.best_step
+        if score is not None and step is not None:
+            epoch = self.order.epochs_done(step)
+            self.progress.best(Validated(step, epoch, score, {}, self.state.best_ema, self.launched, None))
 
     def announce(self) -> None:
         """Say in one line where the stage stands, what it will do and where."""

@@ -557,3 +557,40 @@ def test_a_port_that_somebody_holds_is_not_taken() -> None:
         assert free_port("17.0.0") != port
     with socket.create_server(("127.0.0.1", port)):
         assert free_port("17.0.0") != port
+
+
+def refuses(error: Exception) -> Any:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    return refuse
+
+
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), RuntimeError("strange"), ValueError("nan")])
+def test_ranks_that_run_are_waited_for_whatever_cannot_be_written_down(
+    run: Run, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    slurm.attempt(ends=[WELL, WELL], before="sleep 0.3; touch done")
+    monkeypatch.setattr(History, "begin", refuses(error))
+    work(run)
+    assert slurm.starts == 1
+    assert (slurm.folder / "done").exists()
+
+
+def test_what_cannot_be_read_about_a_stage_starts_no_ranks_beside_those_that_run(
+    run: Run, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked before the ranks are started: then it can be asked again."""
+    slurm.attempt(ends=[WELL, WELL])
+    seen = []
+
+    def reached(*_: object) -> int:
+        seen.append(slurm.starts)
+        if len(seen) == 1:
+            raise OSError(116, "Stale file handle")
+        return 7
+
+    monkeypatch.setattr(conductor, "reached", reached)
+    work(run)
+    assert slurm.starts == 1
+    assert seen[:2] == [0, 0]

@@ -12,7 +12,7 @@ from agl_core.durable.exits import InterruptedRunError
 from agl_core.durable.lease import LeaseLostError
 from agl_core.errors import UserError
 from agl_core.files import write_text
-from jobs import executors
+from jobs import executors, progress
 from jobs.cluster import ClusterConfig, load_cluster
 from jobs.executors import describe, enter, execute
 from jobs.failure import JobError, JobInterruptedError
@@ -240,3 +240,14 @@ def test_debug_has_the_environment_of_its_jobs_and_slurm_only_where_weights_are_
     assert (os.environ["HF_HOME"], os.environ["NOTE"]) == ("/cache", "unchanged")
     enter(replace(DEBUG, environment=given))
     assert os.environ["NOTE"] == "changed"
+
+
+def test_a_chain_that_cannot_be_listed_keeps_no_job_from_its_start(
+    run: Run, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(progress, "chain_files", away)
+    execute([JobSpec(run, "pretrain", STAGE)], DEBUG)
+    assert [entry["kind"] for entry in History(run.history).entries()] == ["begin", "end"]

@@ -160,6 +160,12 @@ def test_what_is_not_there_is_refused_with_what_is(run: Run, more: dict[str, obj
     assert str(refusal.value).startswith(words)
 
 
+def test_a_single_rank_is_told_as_one(run: Run) -> None:
+    rank_log(run, "a.17/0.0", 0, "")
+    with pytest.raises(UserError, match="there is rank 0 only"):
+        logs(asked(run, rank=3))
+
+
 def test_following_goes_on_across_a_restart_until_the_jobs_have_ended(run: Run) -> None:
     shown: list[str] = []
     history = History(run.history)

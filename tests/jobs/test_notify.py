@@ -785,3 +785,27 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(values: dict[str, Any], 
 )
 def test_what_makes_sense_is_taken(values: dict[str, Any]) -> None:
     validate(TrainConfig(stages={"a": StageConfig()}, notify=NotifyConfig(**values)))
+
+
+@pytest.mark.parametrize("place", [(threading.Thread, "start"), (notify, "Teller")], ids=["start", "make"])
+def test_a_machine_that_has_no_room_for_a_thread_does_the_job_all_the_same(
+    run: Run,
+    config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: tuple[Any, str],
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    made(run, config)
+    monkeypatch.setattr(*place, refuse)
+    done = []
+    with following(run, "pretrain", STAGE):
+        done.append("job")
+    assert done == ["job"]
+    assert capsys.readouterr().err == (
+        "warning: notify: nobody can be told (RuntimeError: can't start new thread); the run goes on\n"
+    )
+    with pytest.raises(JobError), following(run, "pretrain", STAGE):
+        raise JobError("its own")

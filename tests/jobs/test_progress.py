@@ -130,3 +130,13 @@ def test_a_disk_that_is_away_ends_nobody(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(progress, "list_checkpoints", away)
     assert kept(run, "pretrain", STAGE) is None
     assert reached(run, "pretrain", STAGE) == 2
+
+
+def test_a_chain_that_cannot_be_listed_ends_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> list[Path]:
+        raise OSError(116, "Stale file handle")
+
+    save(run, 2)
+    monkeypatch.setattr(progress, "chain_files", away)
+    assert reached(run, "pretrain", STAGE) is None
+    assert kept(run, "pretrain", STAGE) == 2

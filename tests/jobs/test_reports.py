@@ -7,6 +7,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +25,14 @@ from agl_core.reporting.events import EventLog
 from agl_core.reporting.report import Gallery, Report
 from agl_core.reporting.tiles import Tile, write_tiles
 from jobs import survey
+from jobs.cluster import load_cluster
 from jobs.gallery import gallery
 from jobs.history import History
 from jobs.many import EnsembleFile, create_ensemble
-from jobs.reportfacts import read_settings
-from jobs.reports import config_digest, read_report, report
+from jobs.reportfacts import cluster_facts, read_settings
+from jobs.reports import config_digest, read_report, report, report_run
 from jobs.runs import Run, create, run_of
+from jobs.settings import to_yaml
 from jobs.standing import assess
 
 
@@ -48,6 +52,68 @@ def run(tmp_path: Path) -> Run:
     history.end("a", "17", step=12, end="interrupted", why="preempted", deed="requeue", text="step 12 is saved")
     history.begin("a", "17", restart=1, step=12)
     return found
+
+
+def finished(run: Run, launched: float) -> None:
+    """Both stages are done, and the job `report` of the run was launched."""
+    launch = {"time": launched, "kind": "launch", "restart": 0, "attempt": 0, "host": "n1"}
+    events = []
+    for number, stage in enumerate("ab"):
+        at, who = launched - 1000 + 400 * number, {"stage": stage, "id": str(17 + number)}
+        begun = {"time": at, "stage": stage, "generation": number + 1}
+        events += [
+            launch | who | {"time": at},
+            begun | {"kind": "start", "step": 0, "steps": 20, "epochs": 4},
+            begun | {"kind": "step", "time": at + 300, "step": 20, "epoch": 4, "loss": 1.0, "seconds": 290.0},
+            begun | {"kind": "finish", "time": at + 301, "step": 20},
+            launch | who | {"kind": "leave", "time": at + 302, "end": "done", "why": "", "deed": "done", "text": ""},
+        ]
+        write_json(run.stage_record(stage), {"finished": True, "steps": 20, "score": 0.5})
+    events.append(launch | {"stage": "report", "id": f"pid {os.getpid()}"})
+    run.events.write_text("".join(json.dumps(event) + "\n" for event in events))
+    History(run.history).begin("report", f"pid {os.getpid()}")
+
+
+def test_the_job_that_makes_the_report_is_told_as_that_and_is_no_interruption(run: Run) -> None:
+    run.stage_record("a").parent.mkdir()
+    finished(run, time.time() - 65)
+    with run.lock.open("w") as file:
+        file.write(f"pid {os.getpid()} on host {socket.gethostname()}")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        report_run(run)
+        own = html.unescape(re.sub(r"<[^>]+>", "|", run.report_file.read_text()))
+        by_hand = told(run)
+    for page, words in ((own, "▸ makes this report"), (by_hand, "▸ still at work")):
+        assert page.count(words) == 2, "below the timeline, and among all starts"
+        assert "killed" not in page
+        assert "Nothing has interrupted it." in page
+        row = page[page.index("Every start and its end") :]
+        assert re.search(r"report\|+pid\s\d+\|+n1\|+1 min \d+ s\|", row), "how long it has run until now"
+        assert re.search(r"other jobs\|+1 min \d+ s", page)
+
+
+def test_a_report_made_by_hand_tells_a_start_that_runs_from_one_that_was_killed(run: Run) -> None:
+    standing = assess(survey.read(run), None, {}, NOW)
+    found = read_report(run, NOW, standing, Gallery())
+    newest = found.account.lives[-1]  # type: ignore[union-attr]
+    assert (newest.end, newest.restart, newest.number) == ("", 1, found.alive)
+    gone = replace(standing, jobs=tuple(replace(job, state="lost") for job in standing.jobs))
+    assert read_report(run, NOW, gone, Gallery()).alive == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "advised"),
+    [
+        ("the store is damaged: make it again", ["continues it, when that is mended"]),
+        ("the loss is not finite: lower the learning rate, and start a new --run", []),
+    ],
+)
+def test_after_a_refusal_it_is_not_advised_to_go_on_as_if_nothing_was(run: Run, text: str, advised: list[str]) -> None:
+    History(run.history).end("a", "17", restart=1, step=12, end="refused", deed="give up", text=text)
+    advice = read(run).now.advice
+    assert [what for command, what in advice if " resume " in command] == advised
+    assert any(" logs " in command for command, _ in advice)
 
 
 NOW = 2e9
@@ -251,6 +317,10 @@ def test_the_tiles_are_those_that_cost_most_and_least(tmp_path: Path) -> None:
     assert "X_c" in page
     assert "data:image/webp;base64," in run_of(config).report_file.read_text()
     assert gallery(run_of(config), 0) == Gallery()
+    plain = "import sys; from jobs.gallery import _size; from pathlib import Path; print(_size(Path(sys.argv[1])))"
+    some = str(run_of(config).predictions / "X_a_AGL.tif")
+    done = subprocess.run([sys.executable, "-c", plain, some], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(40, 40)\n", ""), "tiles need no georeference"
     (run_of(config).predictions / "X_c_VFLOW.json").write_bytes(b"torn")
     assert "X_c cannot be shown" in gallery(run_of(config), 1).note
     with pytest.raises(UserError, match="is not a folder"):
@@ -272,3 +342,75 @@ def test_the_digest_stands_for_what_makes_a_run_another_one(run: Run) -> None:
     assert config_digest(replace(config, data="/elsewhere", workers=7, until="train")) == own
     assert config_digest(replace(config, seed=1)) != own
     assert config_digest(replace(config, stages=dict(reversed(config.stages.items())))) != own
+
+
+def test_one_damaged_start_costs_only_itself(run: Run) -> None:
+    whole = told(run)
+    good = run.events.read_text()
+    head = {"time": 5.0, "kind": "start", "stage": "a", "steps": 20}
+    for damage in ({"generation": "x", "step": 0}, {}, {"step": "x"}, {"step": 0, "time": 10**400}):
+        run.events.write_text(good + json.dumps({**head, **damage}) + "\n")
+        assert "stage a (1 of 2), epoch 1 of 4, step 5 of 20" in told(run)
+    assert "stage a (1 of 2), epoch 1 of 4, step 5 of 20" in whole
+
+
+def test_events_that_defeat_the_account_are_told_of_in_a_report_of_the_rest(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setattr("agl_core.reporting.tracker.account", fail)
+    page = told(run)
+    assert "events.jsonl could not be read in all respects (ZeroDivisionError: of nothing)" in page
+    assert "step 5 of 20" in page
+
+
+SECRETS = ("sk-12345678", "hf_ABCDEFGH", "T0P/SECRET", "hunter22")
+
+
+def with_secrets(run: Run, hook: str = SECRETS[2]) -> None:
+    config = replace(
+        run.config(), notify=replace(run.config().notify, command=["curl", "-d", "@-", f"https://x/{hook}"])
+    )
+    run.config_file.write_text(to_yaml(config))
+    run.cluster_file.write_text(
+        to_yaml(
+            replace(
+                load_cluster("slurm"),
+                environment={"WANDB_API_KEY": SECRETS[0], "HF_TOKEN": SECRETS[1]},
+                setup=["module load cuda", f"export MY_TOKEN={SECRETS[3]}"],
+                wrapper=["apptainer", "exec", "--env", f"KEY={SECRETS[3]}"],
+                sbatch={"comment": "of the group"},
+            )
+        )
+    )
+
+
+def test_a_page_that_may_be_passed_on_holds_no_secret(run: Run) -> None:
+    with_secrets(run)
+    found = {setting.key: setting.value for setting in read_settings(run.config())}
+    assert found["notify.command"] == "curl and 3 more words"
+    facts = cluster_facts(run)
+    assert facts["environment"] == "WANDB_API_KEY, HF_TOKEN"
+    assert facts["setup"] == "2 lines"
+    assert facts["wrapper"] == "apptainer and 3 more words"
+    assert facts["sbatch.comment"] == "of the group"
+    told(run)
+    page = run.report_file.read_text()
+    assert not [secret for secret in SECRETS if secret in page]
+    assert "curl and 3 more words" in page
+
+
+def test_runs_that_differ_in_a_secret_are_compared_without_it(run: Run) -> None:
+    config = replace(run.config(), run="second")
+    create(run_of(config), config)
+    with_secrets(run)
+    with_secrets(run_of(config), "OTHER-ONE")
+    report(ReportConfig(run="first,second", runs=str(run.path.parent)))
+    page = (run.path.parent / "report-first-second.html").read_text()
+    assert page.count("curl and 3 more words (differs)") == 2
+    assert not [secret for secret in (*SECRETS, "OTHER-ONE") if secret in page]
+    with_secrets(run_of(config))
+    report(ReportConfig(run="first,second", runs=str(run.path.parent)))
+    assert "(differs)" not in (run.path.parent / "report-first-second.html").read_text()

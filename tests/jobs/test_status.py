@@ -10,20 +10,27 @@ from typing import Any
 
 import pytest
 
-from agl_core.config import StageConfig, StatusConfig, TrainConfig
+from agl_core.config import StageConfig, StatusConfig, TrainConfig, WatchConfig
 from agl_core.durable.lease import LeaseRecord
 from agl_core.errors import UserError
 from agl_core.files import write_json
+from agl_core.reporting import snapshot as states
+from agl_core.reporting.report import Gallery
+from agl_core.reporting.snapshot import LastEnd, take
+from agl_core.reporting.words import moment
+from jobs.failure import JobError
 from jobs.history import History
 from jobs.lock import hold
 from jobs.pace import reasons, seconds_left
+from jobs.reports import read_report
 from jobs.runs import Run
 from jobs.scontrol import QueuedJob
 from jobs.settings import to_yaml
 from jobs.standing import JobStanding, assess, vanished
-from jobs.status import standings, status
+from jobs.status import standings, status, with_snapshot
 from jobs.survey import Findings, Holder, find_run, read
 from jobs.table import details, overview, restarts, span
+from jobs.watch import Follower, watch
 from tests.jobs import fake_slurm
 from tests.reporting.histories import Story
 
@@ -370,7 +377,7 @@ def test_of_vanished_jobs_slurm_is_asked_and_then_its_accounts(run: Run, slurm: 
     (slurm / "job.17").write_text("JobId=17 JobState=NODE_FAIL Reason=NodeDown\n")
     (slurm / "accounts").write_text("18|CANCELLED by 1000\n17|FAILED\n")
     (found,) = standings([run], NOW)
-    assert [each.detail for each in found.jobs] == ["Slurm says NODE_FAIL", "without the verb cancel"]
+    assert [each.detail for each in found.jobs] == ["Slurm says NODE_FAIL", "by scancel, or by an administrator"]
     assert [line.split()[0] for line in fake_slurm.asked(slurm)] == ["squeue", "scontrol", "scontrol", "sacct"]
     (slurm / "accounts").unlink()  # a site without accounts
     (found,) = standings([run], NOW)
@@ -429,12 +436,12 @@ def test_damaged_files_do_not_hide_the_other_runs(run: Run, slurm: Path, capsys)
 
 
 def test_an_unknown_run_is_answered_with_those_that_there_are_nearest_first(run: Run) -> None:
-    for name in ("alpha", "firth"):
+    for name in ("zeta", "alpha", "mu", "firth"):
         replace(run, path=run.path.parent / name).path.mkdir()
         Run(run.path.parent / name).config_file.write_text(run.config_file.read_text())
     with pytest.raises(UserError) as refusal:
         find_run(str(run.path.parent), "frist")
-    assert str(refusal.value).endswith("there are first, firth, alpha")
+    assert str(refusal.value).endswith("there are first, firth, alpha, mu, zeta")
 
 
 def test_a_run_is_also_found_by_its_path_as_the_shell_completes_it(run: Run, monkeypatch) -> None:
@@ -500,7 +507,7 @@ def test_below_the_table_stands_when_it_ends_why_it_was_interrupted_and_what_tha
     assert "all stages are done about " in words
     assert "if interruptions go on as so far started again 1 time (1 preempted), with no step done again" in words
     assert "preempted: another job needed its place; started again after 20 min" in words
-    assert "of the time is training; interruptions have cost 21 min: 20 min in the queue, 30 s of starting" in words
+    assert "of the time is training; interruptions have cost 21 min: 20 min in the queue, 1 min of starting" in words
 
 
 def test_scripts_get_goodput_costs_and_end_too(interrupted: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -546,3 +553,117 @@ def test_names_and_texts_give_a_terminal_no_orders(run: Run, slurm: Path, capsys
     shown = capsys.readouterr().out
     assert "a gave up: gone\n  Tr\n    31mred\n" in shown
     assert not set(shown) & {"\x1b", "\x07", "\x9b"}
+
+
+def json_of(run: Run, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    status(folder(run, run.name, json=True))
+    (found,) = json.loads(capsys.readouterr().out)
+    return dict(found)
+
+
+def killed(run: Run) -> Story:
+    """A run of this machine whose process is gone: it was killed in its hundredth step."""
+    story = Story("a", begin=time.time() - 400.0)
+    id = f"pid {2**22 + 5}"
+    story.launch(id, host=socket.gethostname())
+    story.start(30.0)
+    story.train(99)
+    story.write(run.events)
+    run.jobs.mkdir()
+    launch = {**story.events[0], "kind": "begin", "job": "a", "pid": 2**22 + 5}
+    run.history.write_text(json.dumps(launch) + "\n")
+    return story
+
+
+def test_a_run_that_was_killed_is_so_everywhere_and_its_goodput_stays(
+    run: Run, slurm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = killed(run)
+    goodput = take(story.events, None, story.now).goodput
+    for later in (1.0, 100.0, 5000.0):
+        monkeypatch.setattr(time, "time", lambda later=later: story.now + later)
+        found = json_of(run, capsys)
+        told = found["snapshot"]
+        assert (found["state"], told["state"]) == ("lost", states.INTERRUPTED)
+        assert (told["goodput"], told["interruptions"], told["last_end"]["reason"]) == (goodput, 1, "killed")
+        seen = Follower(run).look(time.time())
+        assert (seen.state, seen.goodput, seen.last_end) == (states.INTERRUPTED, goodput, LastEnd(**told["last_end"]))
+        (standing,) = standings([run], time.time())
+        made = read_report(run, time.time(), standing, Gallery())
+        assert made.account is not None
+        assert made.snapshot is not None
+        assert (made.account.goodput, made.account.interruptions, made.snapshot.goodput) == (goodput, 1, goodput)
+    status(folder(run, "first"))
+    assert "interrupted last at" in capsys.readouterr().out
+
+
+def test_a_job_whose_node_died_waits_in_the_snapshot_too(
+    interrupted: Run, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 7200.0))
+    (slurm / "queue").write_text(f"17|PENDING|BeginTime|1:00:00|{start}||x\n")
+    found = json_of(interrupted, capsys)
+    told = found["snapshot"]
+    assert (found["state"], told["state"]) == ("waiting", states.WAITS)
+    assert told["ends_at"] == pytest.approx(told["starts_at"] + told["to_end"])
+    assert told["starts_at"] == pytest.approx(time.time() + 7200.0, abs=60.0)
+    status(folder(interrupted, "first"))
+    words = " ".join(capsys.readouterr().out.split())
+    assert "after it starts, which is expected about" in words
+
+
+def test_a_finished_run_shows_its_test_score_its_restarts_and_when_it_ended(
+    run: Run, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = preempted()
+    submit(run, a="17", b="18", evaluate="19", report="20")
+    for stage in "ab":
+        story.turn_to(stage, 1000)
+        if stage == "b":
+            story.launch("18")
+            story.start(30.0)
+        story.train(1000 - story.step)
+        story.finish()
+        story.leave("done", deed="done")
+    history = History(run.history)
+    for job, restart in (("a", 0), ("a", 1), ("b", 0), ("evaluate", 0), ("report", 0)):
+        history.begin(job, {"a": "17", "b": "18", "evaluate": "19", "report": "20"}[job], restart=restart)
+        if (job, restart) == ("a", 0):
+            history.end(job, "17", restart, end="interrupted", why="preempted", deed="requeue")
+    for job in ("a", "b", "evaluate", "report"):
+        run.stage_record(job).parent.mkdir(exist_ok=True)
+        write_json(run.stage_record(job), {"finished": True, "score": 0.25})
+    write_json(run.score_file, {"score": 0.625})
+    story.events.insert(1, {"time": story.events[0]["time"], "kind": "submit", "stage": "evaluate", "id": "7"})
+    story.write(run.events)
+    status(folder(run))
+    shown = capsys.readouterr().out
+    assert "0.6250" in shown
+    assert "1 (1 preempted)" in shown
+    assert f"ended {moment(story.now, story.now)[:5]}" in shown
+    first, later = (with_snapshot(standings([run], at)[0], run, at).snapshot for at in (story.now, story.now + 9000.0))
+    assert first is not None
+    assert later is not None
+    assert (first.goodput, first.seconds) == (later.goodput, later.seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("no such fold", "when that is mended: python launch.py resume first"), ("give up and start a new --run", None)],
+)
+def test_advice_is_such_that_it_can_work(
+    run: Run, slurm: Path, capsys: pytest.CaptureFixture[str], text: str, words: str | None
+) -> None:
+    story = killed(run)
+    story.leave("refused", "", "give up", text)
+    story.write(run.events)
+    left = {**story.events[-1], "kind": "end", "job": "a", "traceback": ""}
+    run.history.write_text(run.history.read_text() + json.dumps(left) + "\n")
+    status(folder(run, "first"))
+    shown = capsys.readouterr().out
+    assert "refused last at" in shown
+    assert words in shown if words else "resume" not in shown
+    with pytest.raises(JobError):
+        watch(WatchConfig(run="first", runs=str(run.path.parent), once=True))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert words in shown if words else "resume" not in shown

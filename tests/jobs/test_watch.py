@@ -1,8 +1,10 @@
 """The verb watch, on folders of runs."""
 
+import fcntl
 import json
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +266,49 @@ def test_on_a_terminal_the_view_changes_in_place_and_ctrl_c_leaves_it_sane(run: 
     assert screen.text.count("learning rate") == 1
     assert "first waits in the queue since" in screen.text
     assert "to look again: python" in screen.text
+
+
+def finished_stages(run: Run, ago: float) -> Story:
+    """Both stages are done; the `evaluate` that is to come has left nothing."""
+    values = run.config_file.read_text().replace("until: train", "until: report")
+    run.config_file.write_text(values)
+    story = Story(begin=watch_module.time.time() - ago)
+    for job in ("train", "fine"):
+        story.turn_to(job, 20)
+        story.launch(f"pid {2**22 + 5}", host=socket.gethostname())
+        story.start(5.0)
+        story.train(19)
+        story.finish()
+        story.leave("done", deed="done")
+    story.write(run.events)
+    return story
+
+
+def test_what_nobody_works_on_is_not_said_to_wait(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    finished_stages(run, 5 * 86_400.0)
+    watch(asked(run))
+    shown = capsys.readouterr().out
+    assert "first is not being worked on since" in shown
+    assert "was not started" in shown
+    assert "waits" not in shown
+    assert "go on  python launch.py resume first --runs" in " ".join(shown.split()).replace("go on ", "go on  ")
+
+
+@pytest.mark.parametrize("sign", ["just ended", "lock", "lease", "submitted"])
+def test_what_somebody_works_on_waits_for_its_turn(run: Run, sign: str) -> None:
+    story = finished_stages(run, 70.0 if sign == "just ended" else 86_400.0)
+    now = watch_module.time.time()
+    if sign == "lease":
+        lease = {"generation": 1, "token": "x", "holder": "", "host": "node1", "pid": 5, "step": 1, "taken": 0.0,
+                 "renewed": now - 9, "released": None}  # fmt: skip
+        write_json(run.path / "lease.json", lease)
+    if sign == "submitted":
+        run.submitted.parent.mkdir(exist_ok=True)
+        write_json(run.submitted, dict.fromkeys(("predict", "evaluate", "report"), "18"))
+    with ExitStack() as stack:
+        if sign == "lock":
+            holder = stack.enter_context(run.lock.open("w"))
+            holder.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
+            holder.flush()
+            fcntl.flock(holder, fcntl.LOCK_EX)
+        assert Follower(run).look(max(now, story.now)).state == states.WAITS

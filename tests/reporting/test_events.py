@@ -26,6 +26,7 @@ from agl_core.reporting.events import (
     trained,
 )
 from agl_core.reporting.startup import Stopwatch
+from agl_core.reporting.tail import Tail
 from jobs.history import MOST_TEXT, History, read_history
 from jobs.lock import remember
 from jobs.runs import Run
@@ -247,3 +248,31 @@ def test_the_file_is_not_kept_open_between_the_events_of_jobs(path: Path) -> Non
     log.write(SUBMIT, "a", 2.0, id="2")
     assert [event["id"] for event in read_all(path)] == ["2"]
     assert events_module.read_all(path.with_name("away"))[0]["id"] == "1"
+
+
+DAMAGED: list[dict[str, Any]] = [
+    {"time": 10**400}, {"time": "x"}, {"time": True}, {"time": None}, {"kind": ["start"]}, {"stage": 5},
+    {"generation": "x"}, {"generation": None}, {"generation": 1.5}, {"generation": True}, {"step": "x"},
+    {"step": None}, {"step": True}, {"step": 2.5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=str)
+def test_a_line_whose_values_are_of_an_impossible_kind_is_left_out_like_a_torn_one(
+    path: Path, damage: dict[str, Any]
+) -> None:
+    whole = {"time": 1.0, "kind": "start", "stage": "a", "generation": 1, "step": 0}
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(event) + "\n" for event in (whole, whole | damage, whole | {"step": 3})))
+    for reader in (read_events, read_all, lambda place: Tail(place).read()[0]):
+        assert [event["step"] for event in reader(path)] == [0, 3]
+    assert (seconds_spent(path), count_interruptions(path)) == ({"a": 0.0}, (2, 0.0))
+
+
+def test_a_start_without_its_step_is_left_out(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(
+        '{"time": 1, "kind": "start", "stage": "a"}\n{"time": 1, "kind": "launch", "stage": "a", "step": null}\n'
+    )
+    assert read_events(path) == []
+    assert [event["kind"] for event in read_all(path)] == [LAUNCH]

@@ -602,6 +602,101 @@ def test_an_event_that_comes_late_is_of_its_time() -> None:
     agrees(story)
 
 
+def two_nodes(behind: float) -> tuple[Story, list[dict[str, Any]]]:
+    """A run that goes on on another node, whose clock is behind by so many seconds; and its events."""
+    story = begun()
+    story.train(50)
+    story.save()
+    story.train(20)
+    story.interrupt()
+    story.leave("interrupted", "preempted", "requeue")
+    story.spend(300.0, "queue")
+    first = len(story.events)
+    story.launch(restart=1, host="node2")
+    story.start()
+    story.train(40)
+    story.validate(9.0)
+    story.save()
+    story.train(20)
+    story.interrupt()
+    story.leave("interrupted", "preempted", "requeue")
+    late = [
+        event | {name: event[name] - behind for name in ("time", "at", "launched") if name in event}
+        for event in story.events[first:]
+    ]
+    return story, [*story.events[:first], *late]
+
+
+@pytest.mark.parametrize("behind", [3600.0, 301.0, 86_400.0])
+def test_a_node_whose_clock_is_behind_costs_only_the_wait_before_it(behind: float) -> None:
+    story, events = two_nodes(behind)
+    found = check(account(events))
+    assert spent(found) == pytest.approx({**story.seconds, "queue": 60.0})
+    assert found.wall == pytest.approx(sum(story.seconds.values()) - 300.0)
+    assert [life.launched for life in found.lives] == sorted(life.launched for life in found.lives)
+
+
+def test_a_clock_that_is_behind_by_less_than_the_wait_is_seen_as_a_shorter_wait() -> None:
+    story, events = two_nodes(200.0)
+    assert spent(account(events)) == pytest.approx({**story.seconds, "queue": 160.0})
+
+
+def test_a_clock_that_was_ahead_shifts_what_comes_after_it_on_a_right_one_and_no_more() -> None:
+    story, events = two_nodes(-3600.0)
+    first = story.now
+    story.spend(100.0, "queue")
+    count = len(story.events)
+    story.launch(restart=2, host="node1")
+    story.start()
+    story.train(17)
+    found = check(account([*events, *story.events[count:]]))
+    assert spent(found) == pytest.approx({**story.seconds, "queue": 60.0 + 3900.0})
+    assert found.lives[2].launched == first + 3600.0
+
+
+def test_a_login_node_whose_clock_is_ahead_is_believed_as_to_what_came_first() -> None:
+    story = Story()
+    story.submit()
+    story.launch()
+    story.start()
+    story.train(29)
+    submitted = story.events[0] | {"time": story.events[0]["time"] + 500.0}
+    assert spent(account([submitted, *story.events[1:]])) == pytest.approx(story.seconds)
+
+
+# --- suspended
+
+
+def suspended_story(seconds: float, data: float = 0.0) -> Story:
+    """A step takes so many seconds in which the processes were stopped; `data`: they waited for data."""
+    story = begun()
+    story.train(55, data=0.25)
+    story.spend(seconds, "down")
+    story.spend(data, "data wait")
+    story._busy += round(1000 * (seconds + data))
+    story._waited += round(1000 * data)
+    story.train(24, data=0.25)
+    return story
+
+
+def test_who_was_suspended_in_a_step_was_down() -> None:
+    story = suspended_story(18_000.0)
+    found = check(account(story.events))
+    assert found.seconds["down"] == pytest.approx(18_000.0 - 600.0 + 10 * 0.75, abs=0.1)
+    assert found.seconds["training"] + found.seconds["down"] == pytest.approx(18_000.0 + 79 * 0.75, abs=0.1)
+    assert found.seconds["data wait"] == pytest.approx(79 * 0.25, abs=0.1)
+    assert (found.steps, found.interruptions) == (80, 0)
+
+
+def test_a_slow_step_and_one_that_waits_for_data_are_no_suspension() -> None:
+    assert check(account(suspended_story(500.0).events)).seconds["down"] == 0.0
+    assert check(account(suspended_story(0.0, 9000.0).events)).seconds["down"] == 0.0
+    story = begun()
+    for _ in range(5):
+        story.train(10, each=900.0)
+    agrees(story)
+
+
 # --- whatever comes
 
 numbers = st.one_of(

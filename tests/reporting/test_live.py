@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
 from agl_core.config import StageConfig, TrainConfig
-from agl_core.reporting.live import line, plain, watch_line
+from agl_core.reporting.live import line, plain, render, watch_line
 from agl_core.reporting.snapshot import Snapshot, take
 from agl_core.reporting.words import clean, moment, span
 from tests.reporting.histories import Story
@@ -74,11 +75,12 @@ speed     8 crops/s; of the time it waits 0.0% for data, 0.0% for checkpoints
 score     0.6875 after epoch 40 (ARG 0.700, JAX 0.800)
 best      0.7500 after epoch 20 (ARG 0.700, JAX 0.800)
 restarts  1 (1 preempted); no step done again
-last      15:26, after 9 min: preempted: another job needed its place; started again after 20 min
-goodput   20.4% of the time is training; interruptions have cost 21 min: 20 min in the queue, 35 s
-          of starting again, 3 s of saving and leaving
+last      15:26 UTC, after 9 min: preempted: another job needed its place; started again after 20
+          min
+goodput   20.3% of the time is training; interruptions have cost 21 min: 20 min in the queue, 1 min
+          of starting again
 left      about 9 min of this stage at the present rate, 29 min with interruptions as so far
-end       all stages are done about 18:16, in 2.5 h, if interruptions go on as so far
+end       all stages are done about 18:17 UTC, in 2.5 h, if interruptions go on as so far
 """
     )
 
@@ -91,10 +93,33 @@ def test_the_same_in_sixty_columns() -> None:
     ).replace("─", "")
 
 
+@pytest.mark.parametrize("height", [2, 4, 7, 10, 20])
+def test_on_a_low_terminal_the_least_important_rows_are_left_out(height: int) -> None:
+    found = take(again().events, recipe(), again().now + 1.0)
+    console = Console(width=39, color_system=None)
+    with console.capture() as capture:
+        console.print(render(found, 39, {"ask": "somebody"}, height))
+    shown = capture.get()
+    assert shown.startswith("run  ")
+    if height >= 7:
+        assert len(shown.splitlines()) <= height
+        assert {"end", "left"} <= {line.split()[0] for line in shown.splitlines() if line[0] != " "}
+
+
+def test_an_end_that_was_a_kill_is_not_called_a_crash() -> None:
+    told = story()
+    told.launch(restart=1)
+    told.start(30.0)
+    told.leave("crashed", "", "again", "all ranks were killed (srun's exit code -9)")
+    text = " ".join(shown(told, 200).split())
+    assert "min: all ranks were killed (srun's exit code -9); not" in text or "s: all ranks were killed (srun's" in text
+    assert "a process crashed" not in text
+
+
 def test_a_run_that_waits_after_a_preemption() -> None:
     text = shown(story(), 100, 1200)
     assert text.startswith("""\
-run      first waits in the queue since 15:26 (20 min), to go on; it was preempted: another job
+run      first waits in the queue since 15:26 UTC (20 min), to go on; it was preempted: another job
          needed its place
 stage    1 of 2: train
 done     epoch 49 of 100, step 490 of 1000
@@ -109,7 +134,7 @@ def test_a_run_that_starts_says_what_cannot_be_known() -> None:
     head = shown(told, 200, 40).splitlines()[0]
     assert (
         head
-        == "run       first is starting since 15:26 (40 s); how far its start has come cannot be known from outside"
+        == "run       first is starting since 15:26 UTC (40 s); how far its start has come cannot be known from outside"
     )
 
 
@@ -124,7 +149,7 @@ def test_a_run_that_is_finished_says_nothing_of_a_future() -> None:
         told.finish()
         told.leave("done", deed="done")
     text = shown(told, 100, 50.0)
-    assert text.splitlines()[0] == "run       first is finished"
+    assert text.splitlines()[0] == "run       first is finished: it ended at 15:44 UTC, after 38 min"
     assert "best score of train 0.8000" in text
     assert not any(row.startswith(("left", "end", "speed")) for row in text.splitlines())
 
@@ -153,7 +178,7 @@ def test_the_line_of_a_log_has_what_matters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("later", "text"), [(60, "15:07"), (-86400, "Sat 14 Jun 15:06"), (5 * 86400, "Fri 20 Jun 15:06")]
+    ("later", "text"), [(60, "15:07 UTC"), (-86400, "Sat 14 Jun 15:06 UTC"), (5 * 86400, "Fri 20 Jun 15:06 UTC")]
 )
 def test_a_moment_has_its_date_where_it_is_not_today(later: float, text: str) -> None:
     assert moment(1_750_000_000.0 + later, 1_750_000_000.0) == text
@@ -164,3 +189,11 @@ def test_texts_become_one_plain_line() -> None:
     assert clean("a\tb\r\nc\x1b[31;1md\x1b(B") == "a b  cd"
     assert clean(5) == "5"
     assert span(3601.0) == "60 min"
+
+
+@pytest.mark.parametrize(("place", "text"), [("CET-1", "16:07 CET"), ("<+0545>-5:45", "20:52 +0545")])
+def test_a_moment_says_in_which_time_zone_it_is(monkeypatch: pytest.MonkeyPatch, place: str, text: str) -> None:
+    monkeypatch.setenv("TZ", place)
+    time.tzset()
+    assert moment(1_750_000_060.0, 1_750_000_000.0) == text
+    assert moment(1e300, 0.0) == "a time that no clock knows"

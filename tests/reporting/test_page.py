@@ -2,14 +2,16 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agl_core.reporting.goodput import Account, account
 from agl_core.reporting.page.chart import Chart, Series, figure
+from agl_core.reporting.page.head import figures, last_end, where
 from agl_core.reporting.page.layout import spread
 from agl_core.reporting.page.markup import MOST_LETTERS, Markup, el, escape, join, table, visible
 from agl_core.reporting.page.page import page
@@ -17,6 +19,7 @@ from agl_core.reporting.page.scales import Scale, linear, logarithmic, moments, 
 from agl_core.reporting.page.thinning import band, thinned
 from agl_core.reporting.page.timeline import pieces
 from agl_core.reporting.report import Now, Report, Setting, Stage, Validation
+from agl_core.reporting.snapshot import LastEnd, Snapshot, take
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -187,3 +190,72 @@ def test_of_several_runs_only_the_settings_that_differ_are_told() -> None:
     told_of = text[text.index("What differs</h2>") : text.index("Curves</h2>")]
     assert ">seed<" in told_of
     assert ">lr<" not in told_of
+
+
+def books() -> Account:
+    """Of a stage that was interrupted twice and refused once."""
+    events = []
+    for number, (end, why) in enumerate((("interrupted", "INT"), ("interrupted", "preempted"), ("refused", ""))):
+        who = {"stage": "a", "id": "17", "restart": number, "attempt": 0, "host": "n1"}
+        events.append({"time": 100.0 * number, "kind": "launch", **who})
+        events.append({"time": 100.0 * number + 90, "kind": "leave", "end": end, "why": why, "deed": "", **who})
+    found = account(events)
+    assert found is not None
+    return found
+
+
+def of_reasons(**reasons: int) -> Snapshot:
+    return replace(take([], None, 1e9), reasons=reasons)
+
+
+def test_the_newest_step_tells_the_epoch_everywhere() -> None:
+    stage = Stage("a", False, 213, 600, epoch=186, epochs=533, starts=1)
+    found = report(stages=[stage], now=Now("interrupted", "a", "17"))
+    assert "epoch 189 of 533, step 213" in where(found)
+    assert "189 of 533 epochs" in figures(found)
+    assert "188 of 533 epochs" in figures(report(stages=[replace(stage, step=212)]))  # 188.3: 188 are done
+    assert "epoch 189 of" in where(report(stages=[replace(stage, step=213)], now=Now("interrupted", "a")))
+
+
+def test_a_refusal_counts_as_no_interruption_anywhere() -> None:
+    assert books().interruptions == 2
+    end = LastEnd("a", "refused", "", 290.0, 90.0, None, None)
+    told_end = last_end(report(snapshot=replace(of_reasons(), last_end=end)))
+    assert "interrupted" not in told_end
+    assert "Refused to go on" in told_end
+    preempted = replace(end, reason="preempted")
+    assert "Last interrupted" in last_end(report(snapshot=replace(of_reasons(), last_end=preempted)))
+
+
+@pytest.mark.parametrize(
+    ("reasons", "mostly"), [({"INT": 1, "preempted": 1}, False), ({"INT": 1, "preempted": 2}, True), ({}, False)]
+)
+def test_mostly_is_more_than_half(reasons: dict[str, int], mostly: bool) -> None:
+    assert ("mostly " in figures(report(account=books(), snapshot=of_reasons(**reasons)))) == mostly
+
+
+def test_curves_that_hide_one_another_are_told_of_and_dashed_on_top() -> None:
+    stage = Stage("a", True, 4, 4, 4, 4, 1, curve=[Validation(n, n, n / 10, {}) for n in range(1, 5)])
+    other = replace(stage, curve=[Validation(n, n, n / 9, {}) for n in range(1, 5)])
+    three = [report(stages=[stage]), report(name="second", stages=[other]), report(name="third", stages=[stage])]
+    text = page(three)
+    text = text[text.index('id="curves"') : text.index('id="runs"')]
+    assert "Dashed, on top: third is the same as first." in text
+    assert re.findall(r'class="line (\w+ ?\w*)" data-n="(\w+)"', text)[:3] == [
+        ("k1", "second"), ("k0", "first"), ("k2 dashed", "third"),
+    ]  # fmt: skip
+    assert "Dashed" not in page([three[0], three[1]])
+
+
+def test_a_comparison_says_where_all_of_it_is_from() -> None:
+    assert "from /runs/first, /runs/second by" in page([report(), report(name="second", path="/runs/second")])
+
+
+def test_of_machines_is_told_once_what_was_always_the_same() -> None:
+    first = {"host": "n1", "torch": "2.9", "python": "3.11"}
+    stage = Stage("a", False, 1, 2, machines=[first, {**first, "host": "n2"}], starts=2)
+    text = page([report(stages=[stage])])
+    text = text[text.index('id="machine"') :]
+    assert text.count("2.9") == 1
+    assert "<td>n1</td>" in text
+    assert "<td>n2</td>" in text

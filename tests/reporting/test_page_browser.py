@@ -156,7 +156,22 @@ def test_it_can_be_printed(browser: Browser, long: Path) -> None:
     browser.open(long)
     printed = browser.pdf()
     assert printed.startswith(b"%PDF")
-    assert 2 <= printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page/") <= 20
+    assert 2 <= printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page/") <= 30
+    browser.open(long, 760)
+    browser.media(medium="print")
+    right = "return Math.max(...[...document.querySelectorAll('table')].map(one => one.getBoundingClientRect().right))"
+    assert browser.run(right) <= 760
+    listed = browser.run("return document.querySelector('table.lives').getBoundingClientRect().height")
+    assert listed > 500, "what is closed on a screen is on paper too"
+    broken = browser.run(
+        """const split = one => new Set([...one.getClientRects()].map(box => Math.round(box.top))).size > 1;
+        return [...document.querySelectorAll('td.n, .lives td:nth-child(2)')].filter(one => {
+          const range = document.createRange();
+          range.selectNodeContents(one);
+          return split(range);
+        }).map(one => one.textContent)"""
+    )
+    assert broken == []
 
 
 def test_values_are_told_under_the_pointer_and_nothing_is_missing_without_the_script(

@@ -60,7 +60,18 @@ def test_the_time_of_a_stage_is_that_of_all_its_starts_with_what_was_taken_back(
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min"), (3540, "59 min"), (3600, "1 h 0 min"), (90061, "1 d 1 h")],
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (78, "1 min 18 s"),
+        (3540, "59 min 0 s"),
+        (3599.6, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+        (86399, "1 d 0 h"),
+        (90061, "1 d 1 h"),
+        (529000, "6 d 3 h"),
+    ],
 )
 def test_times_are_told_as_people_do(seconds: float, text: str) -> None:
     assert duration(seconds) == text

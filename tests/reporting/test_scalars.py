@@ -329,6 +329,7 @@ def test_events_that_are_not_as_they_should_be_end_nothing(tmp_path: Path) -> No
     bad: list[dict[str, Any]] = [
         {"step": -1}, {"step": "4"}, {"step": 2**70}, {"step": None}, {}, {"step": 3, "loss": "nan"},
         {"step": 3, "cities": [1]}, {"step": 3, "cities": {"A": 7}}, {"step": 3, "score": 1e300, "generation": "x"},
+        {"step": True, "loss": 1.0}, {"step": 3, "time": 10**400, "loss": 10**400}, {"step": 3, "time": True},
         {"step": 3, "score": True, "cities": {"\ud800": {"score": 0.5}}, "generation": -5},
     ]  # fmt: skip
     with (tmp_path / "events.jsonl").open("a") as file:
@@ -360,7 +361,9 @@ def test_starts_and_ends_are_told_with_the_reason(tmp_path: Path) -> None:
     assert began[6].endswith("; the start before ended after step 7: interrupted by TERM, saved up to step 6")
     assert began[10].endswith("after step 10: preempted")
     assert r"&lt;b&gt;no&lt;/b&gt; \*room\*" in began[12]
-    assert list(ended) == [12, 13]  # that after step 7 was taken back
+    assert list(ended) == [6, 10, 12, 13]  # once for each start; that after step 7 was taken back, and is told after it
+    assert ended[6] == "after step 7: interrupted by TERM, saved up to step 6"
+    assert ended[10] == "after step 10: preempted"
     assert "the stage is finished" in ended[13]
 
 
@@ -459,3 +462,56 @@ def _fast_server(run: Path) -> Callable[[], Curves]:
         return {tag: [(one.step, one.value) for one in points] for tag, points in tags.items()}
 
     return look
+
+
+def test_a_record_that_the_disk_has_spoilt_costs_only_what_comes_after_it_until_it_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far from the end of a file checksums are not looked at."""
+    monkeypatch.setattr(records, "_SUSPECT", 0)
+    first = Life(tmp_path, 1, 0).train(30)
+    first.close()
+    path = newest_file(tmp_path)
+    content, place = bytearray(path.read_bytes()), 0
+    for _ in range(12):
+        place += 12 + int.from_bytes(content[place : place + 8], "little") + 4
+    content[place + 12 : place + 14] = b"\xff\xff"  # no Event begins so
+    path.write_bytes(content)
+    assert len(list(read_records(path.parent))) == 12
+    Life(tmp_path, 2, 30).train(2)
+    assert_whole(tmp_path)
+
+
+def test_whatever_goes_wrong_is_not_tried_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Life(tmp_path, 1, 0).train(3)
+    tried = []
+
+    def broken(folder: Path) -> Any:
+        tried.append(folder)
+        raise ValueError("strange")
+
+    monkeypatch.setattr(records, "read_records", broken)
+    told = Scalars(tmp_path / "tensorboard", "first", 2, tmp_path / "events.jsonl")
+    with pytest.raises(ValueError, match="strange"):
+        told.take("start", step=3)
+    told.take("step", step=4, loss=1.0)
+    assert len(tried) == 1
+
+
+def test_each_end_is_in_the_files_once_and_a_kill_is_told_by_the_start_after_it(tmp_path: Path) -> None:
+    Life(tmp_path, 1, 0).train(7).write("interruption", 7, signal="INT", saved=7)
+    Life(tmp_path, 2, 7).train(3)  # killed
+    Life(tmp_path, 3, 5).train(3).write("interruption", 8, signal="INT", saved=8)
+    Life(tmp_path, 4, 8).train(2)
+    assert texts(tmp_path, "ended") == {
+        5: "after step 10: killed, or its machine failed",
+        8: "after step 8: interrupted by INT, saved up to step 8",
+    }
+    written = [
+        one.step
+        for one in read_records(tmp_path / "tensorboard" / "first")
+        for value in one.summary.value
+        if value.tag == "first/ended"
+    ]
+    assert written == [7, 5, 8], "nothing is told twice, also to who reads the files themselves"
+    assert_whole(tmp_path)

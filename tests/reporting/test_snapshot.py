@@ -1,13 +1,17 @@
 """Where a run is and when it will end, from simulated histories with known answers."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agl_core.config import StageConfig, TrainConfig
 from agl_core.reporting import snapshot as states
+from agl_core.reporting.live import ends_in_words
+from agl_core.reporting.seen import Validated
 from agl_core.reporting.snapshot import Snapshot, take
 from agl_core.reporting.tracker import Tracker
+from agl_core.reporting.words import in_words, moment, span, spans
 from tests.reporting.histories import Story
 
 CITIES = {"ARG": {"score": 0.7}, "JAX": {"score": 0.8}}
@@ -159,7 +163,7 @@ def test_what_interruptions_have_cost_is_taken_to_go_on() -> None:
     # belongs to its start-up).
     assert found.costs == pytest.approx({"queue": 480.0, "start-up": 30.0, "lost": 20.0})
     kept = found.seconds["training"]
-    assert kept == pytest.approx(200.0)
+    assert kept == pytest.approx(199.0)  # of the last step no event tells yet
     assert found.cost_share == pytest.approx(530.0 / kept)
     assert found.ends_at == pytest.approx(story.now + (798 + 2000) * (1 + 530.0 / kept) + 630.0)
     assert (found.interruptions, found.steps_lost, found.reasons) == (1, 20, {"crashed": 1})
@@ -283,6 +287,152 @@ def test_a_view_that_goes_on_agrees_with_the_account() -> None:
     assert carried.ends_at == pytest.approx(exact.ends_at, rel=1e-9)
 
 
+def followed(story: Story, later: float = 0.0, exact: bool = True, **known: bool) -> Tracker:
+    """A tracker that knows more than the events say, and has been asked."""
+    tracker = Tracker("first", recipe())
+    for event in story.events:
+        tracker.add(event)
+    for name, value in known.items():
+        setattr(tracker.turns, name, value)
+    tracker.snapshot(story.now + later, exact=exact)
+    return tracker
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_time_of_a_run_that_was_killed_does_not_go_on_as_training(exact: bool) -> None:
+    story = begun(200)
+    alive = now(story)
+    tracker = followed(story, 0.0, exact, dead=True)
+    for later in (1.0, 60.0, 500.0, 5000.0):
+        dead = tracker.snapshot(story.now + later, exact=exact)
+        assert dead.state == states.INTERRUPTED
+        assert (dead.goodput, dead.seconds) == (alive.goodput, alive.seconds)
+        assert dead.interruptions == 1
+        assert dead.last_end is not None
+        assert (dead.last_end.reason, dead.last_end.away, dead.last_end.at) == ("killed", None, story.now)
+
+
+def test_a_run_whose_node_died_and_that_waits_is_in_the_queue() -> None:
+    story = begun(200)
+    found = followed(story, requeued=True).snapshot(story.now + 100.0, exact=True)
+    assert (found.state, found.seconds["queue"]) == (states.WAITS, 700.0)
+    assert "it was killed without a warning" in found.told
+    assert found.seconds["training"] == now(story).seconds["training"]
+
+
+def test_who_would_start_a_run_again_is_gone_with_it() -> None:
+    story = begun(200)
+    story.leave("crashed", "", "again", "rank 1 was killed")
+    assert now(story).state == states.STARTS
+    assert followed(story, dead=True).snapshot(story.now).state == states.INTERRUPTED
+
+
+def test_the_time_of_a_finished_run_ends_with_it_whatever_was_submitted_and_never_launched() -> None:
+    story = Story()
+    story.submit()
+    story.submit("19", "predict")
+    story.launch()
+    story.start(30.0)
+    story.train(99)
+    story.finish()
+    story.leave("done", deed="done")
+    story.turn_to("fine", 100)
+    story.launch("18")
+    story.start(30.0)
+    story.train(99)
+    story.finish()
+    story.leave("done", deed="done")
+    assert [now(story, later).seconds["queue"] for later in (0.0, 10.0, 9000.0)] == [0.0] * 3
+    assert now(story, 9000.0).told.startswith("is finished: it ended at ")
+    assert (now(story, 9000.0).ended, now(story, 9000.0).wall) == (story.now, pytest.approx(266.0))
+
+
+def test_a_stage_that_hangs_is_silent_and_nearly_done_no_longer_than_it_was() -> None:
+    story = begun(850)
+    before = now(story)
+    assert before.seconds_left == pytest.approx(150.0)
+    for later in (31.0, 100.0, 500.0):
+        found = now(story, later)
+        assert found.state == states.SILENT
+        assert found.told.startswith(f"has given no sign of life for {span(later)}")
+        assert found.seconds_left == pytest.approx(150.0)
+        assert found.seconds == before.seconds
+    assert now(story, 29.0).state == states.TRAINS
+    assert now(begun(300), 29.0).seconds_left == pytest.approx(690.0)  # ten steps, and no more, may have been done
+
+
+def test_steps_that_were_skipped_are_done_and_the_epoch_is_that_of_the_newest_step() -> None:
+    story = begun(600)
+    for event in story.events:
+        if event["kind"] == "step":
+            event["epoch"] = event["step"] * 8 // 4000
+    assert (now(story).step, now(story).epoch) == (600, 1)
+    for _ in range(450):
+        story._done["train"] += 1
+        story.event("skip", step=story.step, losses=["nan"])
+    assert (now(story).step, now(story).epoch) == (1050, 2)
+
+
+def test_the_end_of_a_run_that_waits_is_so_long_after_it_starts() -> None:
+    story = begun(200)
+    story.interrupt()
+    story.leave("interrupted", "preempted", "requeue")
+    early, late = now(story, 1.0), now(story, 900.0)
+    assert (early.ends_at, late.ends_at) == (None, None)
+    assert early.to_end is not None
+    assert str(ends_in_words(early)).startswith("all stages are done ")
+    assert str(ends_in_words(early)).endswith(" after it starts")
+    known = str(ends_in_words(replace(early, starts_at=early.now + 3600.0)))
+    assert f"which is expected about {moment(early.now + 3600.0, early.now)}" in known
+    assert moment(early.now + 3600.0 + early.to_end, early.now) in known
+
+
+def test_why_a_run_of_one_machine_ended_has_one_wording() -> None:
+    for signal, cancelled, key in (("INT", False, "INT"), ("TERM", False, "TERM"), ("TERM", True, "cancelled")):
+        story = Story()
+        story.launch("pid 5")
+        story.start(30.0)
+        story.train(10)
+        if cancelled:
+            story.cancel("pid 6")
+        story.interrupt(signal)
+        story.leave("interrupted", "", "leave")
+        found = now(story).last_end
+        assert found is not None
+        assert found.reason == key
+    assert "Ctrl-C" in in_words("INT")
+
+
+def test_a_refusal_and_a_run_that_is_given_up_are_told_as_such() -> None:
+    for end, deed, verb in (("refused", "give up", "refused"), ("crashed", "give up", "given up"),
+                            ("crashed", "again", "interrupted")):  # fmt: skip
+        story = begun(100)
+        story.leave(end, "", deed, "no")
+        found = now(story)
+        assert found.last_end is not None
+        assert (found.last_end.verb, found.refused) == (verb, end == "refused")
+
+
+def test_the_best_of_earlier_starts_is_known_without_their_events() -> None:
+    story = begun(200)
+    tracker = Tracker("first", recipe(), accounts=False)
+    tracker.best("train", Validated(90, 0, 0.7, {}, False, story.now, None))
+    for event in story.events:
+        tracker.add(event)
+    best = tracker.snapshot(story.now).best
+    assert best is not None
+    assert (best.score, tracker.snapshot(story.now).validation) == (0.7, None)
+
+
+@pytest.mark.parametrize("parts", [[7.4, 2.4, 0.6], [0.6, 0.6], [0.5, 0.5, 0.5], [1200.0, 35.0, 3.0], [9e5, 5e4, 7e3]])
+def test_parts_of_a_time_add_up_to_what_is_shown_of_it(parts: list[float]) -> None:
+    whole, told = spans(parts)
+    number, unit = whole.split()
+    assert whole == span(float(sum(parts))) or float(number) == round(sum(parts))
+    assert {text.split()[1] for text in told if text} == {unit}
+    assert sum(float(text.split()[0]) for text in told if text) == pytest.approx(float(number))
+
+
 ODD: list[dict[str, Any]] = [
     {"kind": "start", "stage": "train", "step": None, "steps": "x", "epochs": [], "tiles": "many", "device": 5},
     {"kind": "step", "stage": "train", "step": "x", "loss": "nan", "lr": {}, "seconds": "x", "waited": None},
@@ -309,3 +459,23 @@ def test_odd_events_end_nothing(odd: dict[str, Any]) -> None:
     for events in ([odd], [odd, *story.events], [*story.events, odd], [*story.events, odd, story.events[-1]]):
         for config in (recipe(), None):
             assert take(events, config, story.now + 5).now == story.now + 5
+
+
+def test_time_in_which_it_was_suspended_is_no_rate() -> None:
+    told = Story()
+    told.submit()
+    told.launch()
+    told.start(30.0)
+    told.train(205)
+    told.spend(18_000.0, "down")
+    told._busy += 18_000_000
+    following, before = Tracker("first", None), len(told.events)
+    for event in told.events:
+        following.add(event)
+    following.snapshot(told.now)
+    told.train(94)
+    for event in told.events[before:]:
+        following.add(event)
+    for found in (take(told.events, None, told.now), following.snapshot(told.now)):
+        assert found.seconds_left == pytest.approx(700.0)
+        assert found.goodput == pytest.approx((298 + 590) / (18_000 + 328), abs=0.001)

@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import pty
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from agl_core.config import StageConfig, TrainConfig
 from agl_core.reporting import view as view_module
 from agl_core.reporting.progress import pause
 from agl_core.reporting.tail import Tail
-from agl_core.reporting.view import LiveView
+from agl_core.reporting.tracker import Tracker
+from agl_core.reporting.view import Drawer, LiveView
 from tests.reporting.histories import Story
 from tests.reporting.terminal import Terminal
 
@@ -225,3 +227,36 @@ def test_of_a_file_that_grows_only_the_beginning_is_read_if_that_is_asked_for(tm
     first = whole.index(b"\n") + 1
     assert len(Tail(path).read(first)[0]) == 1
     assert len(Tail(path).read(first - 1)[0]) == 0
+
+
+def test_where_nothing_can_be_drawn_plain_lines_come_instead(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(view_module, "can_draw", lambda stream: True)
+    monkeypatch.setattr("agl_core.reporting.screen.can_draw", lambda stream: True)
+    for place, name in ((threading.Thread, "start"), (view_module, "Drawer")):
+        before = sys.stdout, sys.stderr
+        monkeypatch.setattr(place, name, refuse)
+        clock[0] = 0.0
+        log = io.StringIO()
+        with LiveView("train", 1000, config=RECIPE, stream=log) as view:
+            for event in story().events:
+                view.event(event)
+            clock[0] = 20.0
+            view.advance(101)
+            assert (sys.stdout, sys.stderr) == before
+        first, second = log.getvalue().splitlines()
+        assert first.startswith("warning: the view cannot be drawn (RuntimeError: can't start new thread)")
+        assert second.startswith("train 101/1000")
+
+
+def test_a_history_that_cannot_be_looked_at_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def away(path: Path, **_: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    tracker = Tracker("first", RECIPE)
+    monkeypatch.setattr(Path, "stat", away)
+    assert Drawer(io.StringIO(), tracker, "train", tmp_path / "events.jsonl")._upto == 0

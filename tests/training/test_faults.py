@@ -125,7 +125,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_sentence(
         train(small(tiny_store, steps=9, checkpoint=impatient), tmp_path)
     folder = tmp_path / "checkpoints" / "first"
     assert str(said.value) == (
-        f"{folder} could not be written to for 0 minutes "
+        f"{folder} could not be written to for 0 s "
         f"([Errno 28] No space left on device: '{part_of(said.value)}'), and the last good checkpoint is that of step "
         "2: free some space there and give the same command again"
     )
@@ -389,7 +389,7 @@ def test_a_run_directory_that_is_gone_for_good_ends_the_run_in_one_sentence(tiny
             run_dir.rename(tmp_path / "away")
 
     with pytest.raises(
-        UserError, match=r"run/checkpoints/first could not be written to for 0 minutes \(.*No such file.* of step [12]:"
+        UserError, match=r"run/checkpoints/first could not be written to for \d+ s \(.*No such file.* of step [12]:"
     ):
         train(small(tiny_store, checkpoint=impatient), run_dir, watch)
     assert not run_dir.exists()

@@ -291,7 +291,7 @@ def test_patience_ends_with_one_sentence_and_begins_anew_with_each_success(bench
     with pytest.raises(UserError) as said:
         bench.look()
     assert str(said.value) == (
-        f"{bench.folder} could not be written to for 60 minutes ({FULL}), and the last good checkpoint is that of step "
+        f"{bench.folder} could not be written to for 60 min ({FULL}), and the last good checkpoint is that of step "
         "4: free some space there and give the same command again"
     )
 
@@ -393,7 +393,7 @@ def test_insisting_ends_when_it_is_asked_to(bench: Bench) -> None:
 
 
 def test_insisting_ends_when_patience_does(bench: Bench) -> None:
-    with pytest.raises(UserError, match=r"for 60 minutes .* there is none yet"):
+    with pytest.raises(UserError, match=r"for 60 min .* there is none yet"):
         insist(bench, 99)
     assert len(bench.journal.warnings) == 60
 

@@ -10,6 +10,8 @@ from agl_core.errors import UserError
 from agl_core.files import read_json
 from agl_core.model.weights import load_weights
 from agl_core.reporting.events import EventLog, read_events
+from agl_core.reporting.seen import Validated
+from agl_core.reporting.view import LiveView
 from tests.training.runs import config, same_bits, train, train_together, weights
 
 STEPS = 4
@@ -56,6 +58,21 @@ def test_interrupted_after_any_step_equals_undisturbed_bit_for_bit(
         assert same_bits(weights(tmp_path, which=which), weights(run_dir, which=which))
     events = read_events(tmp_path / "events.jsonl")
     assert [event["step"] for event in events if event["kind"] == "step"] == list(range(1, STEPS + 1))
+
+
+def test_what_was_best_before_is_told_to_the_view_of_a_later_start(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tiny_store)
+    train(settings, tmp_path, stop_after=STEPS - 1)
+    told: list[Validated] = []
+    monkeypatch.setattr(LiveView, "best", lambda self, validated: told.append(validated))
+    train(settings, tmp_path)
+    events = read_events(tmp_path / "events.jsonl")
+    begun = [event["step"] for event in events if event["kind"] == "start"][-1]
+    scores = [event["score"] for event in events if event["kind"] == "validation" and event["step"] <= begun]
+    assert scores
+    assert [validated.score for validated in told] == [max(scores)]
 
 
 def test_many_interruptions_with_rare_checkpoints_end_the_same(
@@ -173,9 +190,7 @@ def test_a_stage_that_stays_not_finite_goes_back_and_then_stops(tiny_store: Path
     settings = config(tiny_store, steps=9, divergence=DivergenceConfig(max_skips=2, max_rollbacks=1))
     settings.stages["first"].optimizer.lr = 1e30
     settings.checkpoint.every = "7 steps"
-    with pytest.raises(
-        UserError, match=r"stage first diverges: 2 losses .* at step 6, after going back 1 times; lower"
-    ):
+    with pytest.raises(UserError, match=r"stage first diverges: 2 losses .* at step 6, after going back 1 time; lower"):
         train(settings, tmp_path)
     events = [(event["kind"], event["step"]) for event in read_events(tmp_path / "events.jsonl")]
     assert [event for event in events if event[0] in ("skip", "rollback")] == [

@@ -29,7 +29,7 @@ def test_the_terminal_is_as_before_after_an_interruption(how: str, tiny_store: P
     assert screen.odd == []  # nothing but moving up, erasing and colours: the cursor was never hidden
     assert re.search(r"done +epoch \d+ of \d+, step \d+ of 100000", screen.text), screen.text
     assert screen.text.count("learning rate") == 1, screen.text
-    reason = "interrupted with Ctrl-C" if how == "ctrl-c" else "asked to leave by the signal TERM"
+    reason = "Ctrl-C" if how == "ctrl-c" else "asked to leave by TERM"
     assert "first was interrupted at" in screen.text
     assert reason in screen.text
     assert screen.text.splitlines()[0].startswith("first: from the start, 100000 steps")

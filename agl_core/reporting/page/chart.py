@@ -23,13 +23,15 @@ MOST_STAGES = 12  # names of stages in one chart
 @dataclass(frozen=True)
 class Series:
     """A curve. colour: number of its colour and mark, from 0; bare: without marks and name, for what is the only one;
-    noisy: where its points are closer than pixels, their mean is drawn, over a band from the lowest to the highest."""
+    noisy: where its points are closer than pixels, their mean is drawn, over a band from the lowest to the highest;
+    dashed: drawn over the others, with gaps through which that below it can be seen."""
 
     name: str
     points: Sequence[Point]
     colour: int = 0
     bare: bool = False
     noisy: bool = False
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _draw(chart: Chart, width: int, height: int, low: float, high: float, class_
         el("text", chart.y_name, x=left, y=top - 8, class_="axis") if chart.y_name and not chart.stages else NOTHING,
         _stages(chart.stages, x, top, bottom),
         *(_restart(moment, x, bottom) for moment in _apart(chart.restarts, x)),
-        *(_curve(one, x, y, columns, chart) for one in reversed(chart.series)),
+        *(_curve(one, x, y, columns, chart) for one in _from_below(chart.series)),
         *(_star(star, x, y) for star in chart.stars),
         _labels(named, x, y, top, bottom),
     ]
@@ -226,10 +228,21 @@ def _curve(series: Series, x: Scale, y: Scale, columns: int, chart: Chart) -> Ma
     pixels = [[(x(a), y(b)) for a, b in part] for part in points]
     dots = [el("circle", cx=part[0][0], cy=part[0][1], r=3, class_=f"dot {kind}") for part in pixels if len(part) == 1]
     values = Markup(" ".join(_value(chart, b).replace(" ", "") for part in points for _, b in part))
-    line = el("path", d=join(map(_path, pixels)), class_=f"line {kind}", data_n=series.name, data_v=values)
+    line = el(
+        "path",
+        d=join(map(_path, pixels)),
+        class_=f"line {kind}{' dashed' * series.dashed}",
+        data_n=series.name,
+        data_v=values,
+    )
     behind = el("path", d=join(bands), class_=f"band {kind}") if bands else NOTHING
     marked = NOTHING if series.bare else _marks(series, [pixel for part in pixels for pixel in part], x)
     return join([behind, line, *dots, marked])
+
+
+def _from_below(series: Sequence[Series]) -> list[Series]:
+    """In the order in which they are drawn: the first lies on the others, and dashed ones on all."""
+    return [one for dashed in (False, True) for one in reversed(series) if one.dashed == dashed]
 
 
 def _parts(points: Sequence[Point], begins: Sequence[float]) -> list[list[Point]]:

@@ -1,6 +1,7 @@
 """Several runs side by side: a row for each, their curves in the same charts, and what differs between them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from agl_core.reporting.page.chart import Chart, Series, figure
@@ -65,7 +66,7 @@ def curves(reports: Sequence[Report]) -> Markup:
     shown = reports[:MOST_CURVES]
 
     def series(of: Any, noisy: bool = False) -> list[Series]:
-        return [Series(report.name, of(report), number, noisy=noisy) for number, report in enumerate(shown)]
+        return marked([Series(report.name, of(report), number, noisy=noisy) for number, report in enumerate(shown)])
 
     def step(name: str) -> list[Series]:
         return series(lambda report: along(report, lambda stage: stage.curves.get(name, ())), True)
@@ -74,12 +75,36 @@ def curves(reports: Sequence[Report]) -> Markup:
     note = "Of the weights or of their average, whichever was higher."
     if len(reports) > MOST_CURVES:
         note += f" Only the first {MOST_CURVES} of {len(reports)} runs are drawn."
+    losses, rates = step("loss"), step("crops_per_second")
     charts = [
-        figure(Chart("Loss", step("loss"), log=True)),
-        figure(Chart("Crops per second", step("crops_per_second"), floor=0.0, form=".1f")),
+        figure(Chart("Loss", losses, hidden(losses), log=True)),
+        figure(Chart("Crops per second", rates, hidden(rates), floor=0.0, form=".1f")),
     ]
+    note = " ".join(filter(None, [note, hidden(scores)]))
     drawn = figure(Chart("Score of the held-out fold", scores, note, form=".4f", calm=True), WIDE, NARROW)
     return join([drawn, el("div", *charts, class_="charts")]) if drawn or any(charts) else NOTHING
+
+
+def marked(series: Sequence[Series]) -> list[Series]:
+    """Curves of which those are dashed that would hide an earlier one, or be hidden by it: most of their points are
+    the same."""
+    return [replace(one, dashed=_twin(one, series[:number]) is not None) for number, one in enumerate(series)]
+
+
+def _twin(one: Series, before: Sequence[Series]) -> Series | None:
+    points = set(one.points)
+    return next((other for other in before if 2 * len(points & set(other.points)) > len(points)), None)
+
+
+def hidden(series: Sequence[Series]) -> str:
+    """Which curves lie on one another, in words."""
+    twins = [(one, _twin(one, series[:number])) for number, one in enumerate(series) if one.dashed]
+    told = [
+        f"{one.name} is {'the same as' if list(one.points) == list(twin.points) else 'mostly the same as'} {twin.name}"
+        for one, twin in twins
+        if twin is not None
+    ]
+    return f"Dashed, on top: {', '.join(told)}." if told else ""
 
 
 def by_city(reports: Sequence[Report]) -> Markup:
@@ -104,7 +129,9 @@ def differences(reports: Sequence[Report]) -> Markup:
     minor: list[list[Any]] = []
     for key in keys:
         values = [one[key].value if key in one else "not set" for one in settings]
-        if len(set(values)) > 1:
+        if len(set(values)) == 1 and len({one[key].hidden for one in settings if key in one}) > 1:
+            values = [f"{value} (differs)" for value in values]
+        if len(set(values)) > 1 or values[0].endswith(" (differs)"):
             identity = any(one[key].identity for one in settings if key in one) and key not in OWN
             row = [key, *(el("code", value) for value in values)]
             (rows if identity else minor).append(Row(row, "differs") if identity else row)

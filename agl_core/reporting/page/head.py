@@ -1,5 +1,6 @@
 """What a reader wants to know first: which run this is, where it stands, its score, when it ends, what it has cost."""
 
+import math
 from typing import Any
 
 from agl_core.reporting.page.lives import told as told_end
@@ -57,8 +58,9 @@ def where(report: Report) -> str:
     if now.job in stages:
         stage = report.stages[stages.index(now.job)]
         told = f"stage {now.job} ({stages.index(now.job) + 1} of {len(stages)})"
-        if stage.epochs and stage.epoch is not None:
-            told += f", epoch {stage.epoch:g} of {stage.epochs:g}"
+        if stage.epochs and (stage.steps or stage.epoch is not None):
+            epoch = math.floor(stage.at(stage.step) + 1e-6) if stage.steps else stage.epoch
+            told += f", epoch {epoch:g} of {stage.epochs:g}"
         if stage.steps:
             told += f", step {count(stage.step)} of {count(stage.steps)}"
     verb = {
@@ -110,12 +112,13 @@ def ends(report: Report) -> str:
 
 
 def last_end(report: Report) -> str:
-    """Why it was interrupted last."""
+    """Why it was interrupted last, or would not go on."""
     snapshot = report.snapshot
     if snapshot is None or snapshot.last_end is None or report.now.state == "finished":
         return ""
     last = snapshot.last_end
-    told = f"Last interrupted {utc(last.at)} UTC, in {last.job}: {in_words(last.reason)}"
+    how = "Refused to go on" if last.reason == "refused" else "Last interrupted"  # which counts as no interruption
+    told = f"{how} {utc(last.at)} UTC, in {last.job}: {in_words(last.reason)}"
     if last.away is not None:
         told += f"; started again {duration(last.away)} later"
     return f"{told}."
@@ -175,7 +178,7 @@ def _progress(report: Report) -> Figure:
     begun = [stage for stage in report.stages if stage.starts]
     if not begun or not report.stages:
         return "Progress", None, ""
-    done = sum(stage.length if stage.finished else stage.at(stage.step) for stage in begun)
+    done = math.floor(sum(stage.length if stage.finished else stage.at(stage.step) for stage in begun) + 1e-6)
     planned = sum(stage.length for stage in report.stages)
     whole = all(stage.starts for stage in report.stages)
     share = min(done / planned, 1.0) if planned else 0.0
@@ -210,7 +213,7 @@ def _interrupted(report: Report) -> Figure:
     reasons = report.snapshot.reasons if report.snapshot is not None else {}
     most = max(reasons, key=lambda name: reasons[name], default="")
     about = f"{plural(account.steps_lost, 'step')} done twice"
-    if most and account.interruptions > 1:
+    if most and account.interruptions > 1 and 2 * reasons[most] > sum(reasons.values()):
         about = f"mostly {told_end(most).split(':')[0]}; {about}"
     return "Interruptions", count(account.interruptions), about
 

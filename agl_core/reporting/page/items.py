@@ -26,7 +26,7 @@ MEANINGS = {
     "lost": "steps that were done again, with all that went on meanwhile",
     "ending": "from the last step to the end of the processes: the last save, leaving",
     "queue": "submitted or requeued, until launched",
-    "down": "dead before anybody noticed, or not known",
+    "down": "dead before anybody noticed, suspended, or not known",
     "stopped": "ended by its owner or for good, until started again; no part of goodput",
     "other jobs": "preparing, predicting, scoring, reporting",
 }

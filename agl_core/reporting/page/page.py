@@ -45,7 +45,7 @@ def _one(report: Report) -> str:
     kind = report.kind.capitalize()
     top = [el("p", kind, class_="kind"), el("h1", title), head_section(report), _nav([(a, b) for a, b, _ in shown])]
     main = join(el("section", el("h2", name, id=id), content) for id, name, content in shown)
-    return _document(f"{kind} {report.name}", join(top), main, report)
+    return _document(f"{kind} {report.name}", join(top), main, [report])
 
 
 def _several(reports: Sequence[Report]) -> str:
@@ -64,7 +64,7 @@ def _several(reports: Sequence[Report]) -> str:
         _nav([(id, title) for id, title, _ in shown]),
     ]
     main = join(el("section", el("h2", title, id=id), content) for id, title, content in shown)
-    return _document(f"Runs {names}", join(top), main, reports[0])
+    return _document(f"Runs {names}", join(top), main, reports)
 
 
 def _detail(number: int, report: Report) -> Markup:
@@ -81,7 +81,7 @@ def _nav(parts: Sequence[tuple[str, str]]) -> Markup:
     return el("nav", *(el("a", title, href=f"#{id}") + " " for id, title in parts), aria_label="Contents")
 
 
-def _document(title: str, top: Markup, main: Markup, report: Report) -> str:
+def _document(title: str, top: Markup, main: Markup, reports: Sequence[Report]) -> str:
     sheet = style()
     allowed = [
         "default-src 'none'",
@@ -103,9 +103,10 @@ def _document(title: str, top: Markup, main: Markup, report: Report) -> str:
         ],
         "\n",
     )
+    places = ", ".join(report.path for report in reports)
     foot = (
-        f"Made {utc(report.made)} UTC from {report.path} by version {report.version} of this project. This file holds "
-        "all that it shows and asks for nothing over a network."
+        f"Made {utc(reports[0].made)} UTC from {places} by version {reports[0].version} of this project. "
+        "This file holds all that it shows and asks for nothing over a network."
     )
     body = join(
         [

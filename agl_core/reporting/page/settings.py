@@ -64,7 +64,7 @@ def _all(settings: Sequence[Setting]) -> Markup:
 
 
 def _thousands(value: str) -> str:
-    return count(int(value)) if value.isdecimal() and len(value) > 4 else value
+    return count(int(value)) if value.isdecimal() and 4 < len(value) < 16 else value
 
 
 def machine_section(report: Report) -> Markup:
@@ -73,9 +73,15 @@ def machine_section(report: Report) -> Markup:
     known = [(stage.name, machine) for stage in report.stages for machine in stage.machines]
     names = [name for name in MACHINE if any(name in machine for _, machine in known)]
     if known:
-        rows = [[stage, *(_thousands(machine.get(name, "")) for name in names)] for stage, machine in known]
-        head = ["stage", *(MACHINE_NAMES[name] for name in names)]
-        parts.append(table(head, rows, range(len(head))))
+        differing = [name for name in names if len({machine.get(name, "") for _, machine in known}) > 1]
+        same = [(MACHINE_NAMES[name], _thousands(known[0][1][name])) for name in names if name not in differing]
+        stages = ", ".join(dict.fromkeys(stage for stage, _ in known))
+        facts = [el("div", el("dt", name), el("dd", value)) for name, value in [("stages", stages), *same]]
+        parts.append(el("dl", *facts, class_="facts"))
+        if differing:
+            rows = [[stage, *(_thousands(machine.get(name, "")) for name in differing)] for stage, machine in known]
+            head = ["stage", *(MACHINE_NAMES[name] for name in differing)]
+            parts += [el("h3", "What was not always the same"), table(head, rows, range(len(head)))]
     warned = [(stage.name, step, text) for stage in report.stages for step, text in stage.warnings]
     if warned:
         shown = [[stage, str(step), el("div", text, class_="text")] for stage, step, text in warned[-MOST_WARNINGS:]]

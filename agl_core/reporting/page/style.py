@@ -99,6 +99,9 @@ td .pill{margin:0;vertical-align:1px;font-size:13px;padding:4px 9px}
 td svg.key{width:22px;height:12px;display:inline-block;vertical-align:-1px;margin-right:8px}
 table.wide{width:100%}
 table.lives{min-width:860px}
+.lives td:nth-child(2){white-space:nowrap}.lives th.n{white-space:normal}
+.lives{font-size:13px}.lives td,.lives th{padding-right:12px}.lives td:nth-child(11){min-width:20ch}
+.whole{white-space:nowrap}
 td code{overflow-wrap:anywhere}
 td:has(code){min-width:15ch;max-width:64ch}
 dl.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,210px),1fr));gap:10px 24px;margin:12px 0}
@@ -155,7 +158,9 @@ _PRINT = """
 @page{margin:14mm 13mm}
 body{font-size:10.5pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 main,header.top,footer{max-width:none;padding-left:0;padding-right:0}
-nav,.tip,.hair,details:not([open]){display:none}
+nav,.tip,.hair{display:none}
+details::details-content{content-visibility:visible;display:block;height:auto;block-size:auto}
+summary{color:var(--ink);font-weight:600;list-style:none;break-after:avoid}
 p.note,p.about,figure p.note{font-size:9pt}p.lead{font-size:12.5pt}
 h2{margin-top:28px;break-after:avoid}h3,figcaption{break-after:avoid}
 figure,tr,.figures,.alarm{break-inside:avoid}
@@ -163,7 +168,11 @@ figure,tr,.figures,.alarm{break-inside:avoid}
 .charts.three{grid-template-columns:repeat(3,minmax(0,1fr))}
 .scroll{overflow:visible}
 table{font-size:9pt}th,td{padding-right:10px}table.lives{min-width:0}
-td.n,th.n{white-space:normal}
+th.n{white-space:normal}
+.text{min-width:0}td:has(code){min-width:0}
+.text,.lives td:nth-child(5){overflow-wrap:anywhere}.lives td:nth-child(5){min-width:10ch}
+.lives td:nth-child(11){min-width:17ch}
+table.lives{font-size:7pt}.lives td,.lives th{padding-right:6px}
 pre{max-height:none}
 thead{display:table-header-group}
 }

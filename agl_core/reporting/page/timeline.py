@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from agl_core.reporting.page.items import CLASSES, class_of, key
 from agl_core.reporting.page.layout import LETTER, cut, twice
-from agl_core.reporting.page.lives import GLYPHS, ended, told
+from agl_core.reporting.page.lives import AT_WORK, GLYPHS, ended, told
 from agl_core.reporting.page.markup import NOTHING, Markup, el, join
 from agl_core.reporting.page.scales import Scale, moments, utc
 from agl_core.reporting.report import Report, duration
@@ -27,20 +27,19 @@ def timeline(account: "Account", report: Report) -> Markup:
     first = {job: next((s.begin for s in account.spans if s.job == job), account.end) for job in jobs}
     jobs = sorted((job for job in jobs if job), key=lambda job: first[job])[:MOST_ROWS]
     height = int(TOP + len(jobs) * (ROW + GAP) + 34)
-    goes_on = report.now.state in ("running", "waiting", "ending", "unknown")
 
     def draw(width: int, _: int, class_: str) -> Markup:
-        return _draw(account, jobs, goes_on, width, height, class_)
+        return _draw(account, jobs, report, width, height, class_)
 
     items = [item for item in CLASSES if account.seconds.get(item, 0) > 0]
     keys = [el("span", key(item), item) for item in items]
-    ends = list(dict.fromkeys(ended(life, goes_on and life is account.lives[-1]) for life in account.lives))
+    ends = list(dict.fromkeys(ended(life, report) for life in account.lives))
     signs = [el("span", f"{GLYPHS.get(end, '▼')} {told(end).split(':')[0]}") for end in ends]
     below = el("p", *keys, class_="keys") + el("p", *signs, class_="keys")
     return join([twice("", draw, (940, height), (350, height)), below])
 
 
-def _draw(account: "Account", jobs: Sequence[str], goes_on: bool, width: int, height: int, class_: str) -> Markup:
+def _draw(account: "Account", jobs: Sequence[str], report: Report, width: int, height: int, class_: str) -> Markup:
     left = 8.0 + LETTER * max((min(len(job), MOST_NAME) for job in jobs), default=0)
     x, ticks = moments(
         account.begin, account.end, left + 6, width - 12, max(2, int((width - left) / (75 if width < 500 else 110)))
@@ -58,7 +57,7 @@ def _draw(account: "Account", jobs: Sequence[str], goes_on: bool, width: int, he
         parts.append(el("text", cut(job, MOST_NAME), x=left, y=y + ROW / 2 + 4, class_="label end"))
         parts.append(el("line", x1=x.begin, x2=x.end, y1=y + ROW, y2=y + ROW, class_="row"))
         parts += [_piece(piece, x, y) for piece in pieces([s for s in account.spans if s.job == job], x)]
-        parts.append(_ends(account, job, x, y + ROW + 13, goes_on))
+        parts.append(_ends(account, job, x, y + ROW + 13, report))
     words = f"Timeline from {utc(account.begin)} to {utc(account.end)} UTC, {len(account.lives)} starts"
     return el("svg", *parts, viewBox=f"0 0 {width} {height}", class_=class_, role="img", aria_label=words)
 
@@ -115,18 +114,18 @@ def _piece(piece: Piece, x: Scale, y: float) -> Markup:
     return el("rect", title, x=begin, y=top, width=max(end - begin, _COLUMN), height=tall, class_=class_of(item))
 
 
-def _ends(account: "Account", job: str, x: Scale, y: float, goes_on: bool) -> Markup:
+def _ends(account: "Account", job: str, x: Scale, y: float, report: Report) -> Markup:
     """A sign below the place where each start ended, as far as there is room for them."""
     parts: list[Markup] = []
     before = -20.0
     for life in account.lives:
         if life.job != job:
             continue
-        last = goes_on and life is account.lives[-1]
-        moment = life.ended if life.ended is not None else account.end if last else None
+        end = ended(life, report)
+        moment = account.end if end in AT_WORK else life.ended
         if moment is None:
             continue
-        end, place = ended(life, last), min(max(x(moment), x.begin), x.end)
+        place = min(max(x(moment), x.begin), x.end)
         if place - before < 12:
             continue
         title = el("title", f"{utc(moment)}: {told(end)}")

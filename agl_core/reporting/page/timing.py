@@ -1,12 +1,11 @@
 """Where the time of a run went: goodput, item by item, and the reasons for which its starts ended."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agl_core.reporting.page.items import CLASSES, MEANINGS, class_of, key
 from agl_core.reporting.page.layout import LETTER, twice
-from agl_core.reporting.page.lives import ended, lives_table
+from agl_core.reporting.page.lives import AT_WORK, ended, lives_table
 from agl_core.reporting.page.markup import NOTHING, Markup, Row, el, join, table
 from agl_core.reporting.page.timeline import timeline
 from agl_core.reporting.report import Report, duration
@@ -32,8 +31,8 @@ def time_section(report: Report) -> Markup:
             _table(account),
             el("h3", "From the first start until now" if _goes_on(report) else "From the first start to the end"),
             timeline(account, report),
-            _reasons(account, _goes_on(report)),
-            _lives(account, _goes_on(report)),
+            _reasons(account, report),
+            _lives(account, report),
         ]
     )
 
@@ -95,7 +94,7 @@ def _table(account: "Account") -> Markup:
         share = [] if not both else ["" if item == STOPPED else percent(seconds / wanted)]
         rows.append(
             [
-                join([key(item), item]),
+                el("span", key(item), item, class_="whole"),
                 duration(seconds),
                 *share,
                 percent(seconds / account.wall),
@@ -108,12 +107,12 @@ def _table(account: "Account") -> Markup:
     return table(head, rows, (0, len(head) - 1))
 
 
-def _reasons(account: "Account", goes_on: bool) -> Markup:
+def _reasons(account: "Account", report: Report) -> Markup:
     """The reasons of all ends, the most frequent first, with what they cost."""
     ends: dict[str, list[Life]] = {}
     for life in account.lives:
-        reason = ended(life, goes_on and life is account.lives[-1])
-        if reason not in ("done", "runs"):
+        reason = ended(life, report)
+        if reason not in ("done", *AT_WORK):
             ends.setdefault(reason, []).append(life)
     if not ends:
         return el("p", "Nothing has interrupted it.", class_="note")
@@ -126,7 +125,9 @@ def _reasons(account: "Account", goes_on: bool) -> Markup:
         ]
         for reason, lives in sorted(ends.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
-    return el("h3", "Why it was interrupted") + table(["reason", "times", "steps done again", "on"], rows, (0, 3))
+    return el("h3", "Why jobs ended before they were done") + table(
+        ["reason", "times", "steps done again", "on"], rows, (0, 3)
+    )
 
 
 def _most(hosts: "Counter[str]") -> str:
@@ -134,11 +135,11 @@ def _most(hosts: "Counter[str]") -> str:
     return ", ".join([*told, *(["..."] if len(hosts) > 4 else [])])
 
 
-def _lives(account: "Account", goes_on: bool) -> Markup:
-    lives: Sequence[Life] = account.lives
+def _lives(account: "Account", report: Report) -> Markup:
+    lives = account.lives
     if not lives:
         return NOTHING
-    listed = lives_table(lives, goes_on)
+    listed = lives_table(account, report)
     if len(lives) <= FEW_LIVES:
         return join([el("h3", "Every start and its end"), listed])
     return el("details", el("summary", f"All {plural(len(lives), 'start')} and their ends"), listed)
