@@ -22,7 +22,7 @@ if not __package__:  # run as a file: Python then looks for modules in this fold
 
 from agl_core.config import ReportConfig
 from agl_core.geometry import Pose
-from agl_core.reporting.tiles import Tile, write_tiles
+from agl_core.reporting.pictures.tiles import Tile, write_tiles
 from benchmarks.harness import Table, arguments, at_most, compare, report
 from jobs.reports import report as write_report
 from tests.reporting.browser import Browser, reason

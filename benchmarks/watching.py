@@ -35,8 +35,8 @@ from agl_core.config import CheckpointConfig, ScheduleConfig, StageConfig, Train
 from agl_core.config.option import NOTIFICATIONS
 from agl_core.config.train import NotifyConfig
 from agl_core.reporting.events import EventLog
-from agl_core.reporting.scalars import Pictures, Scalars
-from agl_core.reporting.view import LiveView
+from agl_core.reporting.live.view import LiveView
+from agl_core.reporting.tensorboard.scalars import Pictures, Scalars
 from agl_core.training import trainer as trainer_module
 from agl_core.training import workbench
 from agl_core.training.gallery import Gallery

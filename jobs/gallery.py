@@ -17,7 +17,7 @@ from jobs.runs import Run
 
 if TYPE_CHECKING:
     from agl_core.inference.folder import PredictedImage
-    from agl_core.reporting.tiles import Tile
+    from agl_core.reporting.pictures.tiles import Tile
 
 LARGEST = 4096
 """Side, pixels, of the largest image that is shown: a scene would have to be read whole."""
@@ -107,7 +107,7 @@ def _chosen(predictions: Path, truth: Path, unit: str, shares: dict[str, float],
 
 
 def _tile(predicted: "PredictedImage", true: "PredictedImage") -> "Tile":
-    from agl_core.reporting.tiles import Tile
+    from agl_core.reporting.pictures.tiles import Tile
 
     if max(_size(predicted.agl)) > LARGEST:
         raise UserError(f"{predicted.agl} is larger than {LARGEST} pixels")
@@ -137,7 +137,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _fixed(run: Run, count: int) -> Gallery:
     """The held-out tiles that the last stage with any has left."""
-    from agl_core.reporting.tiles import read_tiles
+    from agl_core.reporting.pictures.tiles import read_tiles
 
     folders = [path for path in sorted((run.path / "tiles").glob("*")) if path.is_dir()]
     if run.exists():

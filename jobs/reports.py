@@ -22,8 +22,8 @@ from jobs.settings import flat
 from jobs.standing import ENDING, RUNNING, UNKNOWN, RunStanding, assess
 
 if TYPE_CHECKING:
-    from agl_core.reporting.goodput import Account
-    from agl_core.reporting.snapshot import Snapshot
+    from agl_core.reporting.goodput.account import Account
+    from agl_core.reporting.live.snapshot import Snapshot
 
 SETTINGS = ("recipe", "encoder", "encoder_weights", "seed", "fold", "folds", "fold_by", "precision", "data", "store")
 MOST_NAMES = 4  # of compared runs, in the name of their file

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from agl_core.reporting.snapshot import Snapshot
+from agl_core.reporting.live.snapshot import Snapshot
 from jobs.history import (
     CANCEL,
     CRASHED,

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from agl_core.config import StatusConfig
 from agl_core.errors import UserError
-from agl_core.reporting import snapshot as states
-from agl_core.reporting.goodput import Account
-from agl_core.reporting.live import end_in_words, ends_in_words, goodput_in_words
-from agl_core.reporting.snapshot import Snapshot
-from agl_core.reporting.tracker import Tracker
+from agl_core.reporting.goodput.account import Account
+from agl_core.reporting.live import snapshot as states
+from agl_core.reporting.live.rendering import end_in_words, ends_in_words, goodput_in_words
+from agl_core.reporting.live.snapshot import Snapshot
+from agl_core.reporting.live.tracker import Tracker
 from agl_core.reporting.words import NEW_RUN, clean, counted, plural
 from jobs import scontrol, survey
 from jobs.history import DONE, INTERRUPTED

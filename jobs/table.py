@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agl_core.reporting import words
-from agl_core.reporting.snapshot import Snapshot
+from agl_core.reporting.live.snapshot import Snapshot
 from agl_core.reporting.words import clean, span
 from jobs.history import DONE
 from jobs.pipeline import EVALUATE

@@ -14,8 +14,8 @@ from rich.table import Table
 from agl_core.durable.chain import first_difference, read_chains
 from agl_core.durable.exits import INTERRUPTED
 from agl_core.errors import UserError
-from agl_core.reporting import goodput as times
 from agl_core.reporting.events import read_all
+from agl_core.reporting.goodput import account as times
 from jobs.rehearsal import EVENTS, Incarnation, Tail
 
 AVERAGE = "last-ema"

@@ -9,14 +9,14 @@ from contextlib import suppress
 from agl_core.config import WatchConfig
 from agl_core.durable.lease import read_lease
 from agl_core.errors import UserError
-from agl_core.reporting import snapshot as states
-from agl_core.reporting.live import plain, render, watch_line
+from agl_core.reporting.live import snapshot as states
+from agl_core.reporting.live.rendering import plain, render, watch_line
+from agl_core.reporting.live.screen import Screen, can_draw
+from agl_core.reporting.live.snapshot import Snapshot
+from agl_core.reporting.live.tracker import Tracker
+from agl_core.reporting.live.turns import SILENCE
 from agl_core.reporting.progress import pause
-from agl_core.reporting.screen import Screen, can_draw
-from agl_core.reporting.snapshot import Snapshot
 from agl_core.reporting.tail import Tail
-from agl_core.reporting.tracker import Tracker
-from agl_core.reporting.turns import SILENCE
 from agl_core.reporting.words import NEW_RUN
 from jobs import survey
 from jobs.failure import JobError

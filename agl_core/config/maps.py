@@ -111,7 +111,8 @@ class PredictConfig:
     )
     doctor: str = option(
         "quick",
-        "what is checked before a submission: quick, as `doctor --quick` does it, and what fails is not submitted; "
+        "what the verb doctor checks before a submission: quick, what takes a few seconds, and what fails is not "
+        "submitted; "
         "none (--cluster slurm)",
         choices=("quick", "none"),
     )

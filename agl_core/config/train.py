@@ -188,7 +188,8 @@ class TrainConfig:
     )
     doctor: str = option(
         "quick",
-        "what is checked before a submission: quick, as `doctor --quick` does it, and what fails is not submitted; "
+        "what the verb doctor checks before a submission: quick, what takes a few seconds, and what fails is not "
+        "submitted; "
         "none (--cluster slurm)",
         choices=("quick", "none"),
         identity=False,

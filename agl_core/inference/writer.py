@@ -19,7 +19,7 @@ from agl_core.inference.folder import ABOUT, AGL, FORMAT, VFLOW, read_about, rec
 from agl_core.inference.predictor import Prediction
 from agl_core.inference.rasters import StripFile, read_small, write_heights, write_png
 from agl_core.inference.source import RasterSource
-from agl_core.reporting.look import look
+from agl_core.reporting.pictures.look import look
 
 SPREAD, LOOK = "_SPREAD.tif", "_LOOK.png"
 _ALL = (VFLOW, AGL, SPREAD, LOOK)  # in the order in which they are removed

@@ -16,7 +16,7 @@ from agl_core.inference.source import open_image
 from agl_core.machine import cores
 from agl_core.maps.work import make_all, refuse, surveyed
 from agl_core.opencv import cv2
-from agl_core.reporting.look import look
+from agl_core.reporting.pictures.look import look
 
 LOOK, SPREAD = "_LOOK.png", "_SPREAD.tif"
 _THREADS = 8

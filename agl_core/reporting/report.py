@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from agl_core.reporting.events import is_finite
 
 if TYPE_CHECKING:  # tiles are arrays, for which not everything that knows of reports must wait
-    from agl_core.reporting.goodput import Account
-    from agl_core.reporting.snapshot import Snapshot
-    from agl_core.reporting.tiles import Tile
+    from agl_core.reporting.goodput.account import Account
+    from agl_core.reporting.live.snapshot import Snapshot
+    from agl_core.reporting.pictures.tiles import Tile
 
 Point = tuple[float, float]
 LOSSES = ("loss", "agl_loss", "direction_loss", "scale_loss", "magnitude_loss")

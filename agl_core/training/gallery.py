@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from agl_core.data.store import Store, StoreEntry
 from agl_core.geometry import Pose
 from agl_core.inference.predictor import Prediction
-from agl_core.reporting.panel import highest, panel
-from agl_core.reporting.scalars import Pictures
-from agl_core.reporting.tile import Tile, smaller_heights, smaller_shape
-from agl_core.reporting.tiles import write_tiles
+from agl_core.reporting.pictures.panel import highest, panel
+from agl_core.reporting.pictures.tile import Tile, smaller_heights, smaller_shape
+from agl_core.reporting.pictures.tiles import write_tiles
+from agl_core.reporting.tensorboard.scalars import Pictures
 from agl_core.training.parallel import Parallel
 
 PARTS = 50

@@ -6,9 +6,9 @@ from typing import Any
 from agl_core.data.order import Order
 from agl_core.model.losses import PARTS
 from agl_core.reporting.events import EventLog
-from agl_core.reporting.scalars import Scalars
-from agl_core.reporting.seen import VALIDATING
-from agl_core.reporting.view import LiveView
+from agl_core.reporting.live.seen import VALIDATING
+from agl_core.reporting.live.view import LiveView
+from agl_core.reporting.tensorboard.scalars import Scalars
 from agl_core.scoring.score import Score
 from agl_core.training.validation import Scores
 

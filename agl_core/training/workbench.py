@@ -29,10 +29,10 @@ from agl_core.inference.predictor import Predictor
 from agl_core.model.losses import GeoposeLoss
 from agl_core.model.precision import Precision
 from agl_core.reporting.events import EventLog, count_interruptions
-from agl_core.reporting.scalars import Pictures, Scalars
-from agl_core.reporting.seen import Validated
+from agl_core.reporting.live.seen import Validated
+from agl_core.reporting.live.view import LiveView
 from agl_core.reporting.startup import stopwatch
-from agl_core.reporting.view import LiveView
+from agl_core.reporting.tensorboard.scalars import Pictures, Scalars
 from agl_core.scoring.score import Score
 from agl_core.scoring.sums import load_code
 from agl_core.training.agreement import Verdict, agree

@@ -11,7 +11,7 @@ from typing import Any
 
 from agl_core.config import TrainConfig
 from agl_core.reporting.events import read_all
-from agl_core.reporting.goodput import Account, account
+from agl_core.reporting.goodput.account import Account, account
 from jobs.runs import Run
 
 Event = Mapping[str, Any]

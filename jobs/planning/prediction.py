@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from agl_core.durable.interval import DAY, MINUTE, Interval, young_daly
-from agl_core.reporting.goodput import ITEMS
+from agl_core.reporting.goodput.account import ITEMS
 from jobs.planning.scenario import UNANNOUNCED, Scenario
 from jobs.planning.simulation import ENDLESS, FINISHED, Outcome, simulate
 from jobs.planning.strikes import Strikes

@@ -8,7 +8,7 @@ from agl_core.config import PlanConfig
 from agl_core.durable.interval import DAY, MINUTE, Interval, young_daly
 from agl_core.errors import UserError
 from agl_core.reporting.events import read_all
-from agl_core.reporting.goodput import account
+from agl_core.reporting.goodput.account import account
 from jobs.cluster import ClusterConfig
 from jobs.planning import sacct
 from jobs.planning.inputs import Inputs, Told

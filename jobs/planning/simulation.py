@@ -4,7 +4,7 @@ looks at a clock. Times are whole nanoseconds; the items of the result add up to
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agl_core.reporting.goodput import ITEMS
+from agl_core.reporting.goodput.account import ITEMS
 from jobs.planning.strikes import BY_OWNER, CRASH, INSIDE, LONGEST, NODE, RANK, WARNED, Strike, Strikes
 from jobs.planning.timeline import SECOND, STALL, VALIDATION, Moment, Position, Tally, Timeline
 
@@ -69,7 +69,7 @@ class Outcome:
 
     @property
     def goodput(self) -> float:
-        """As `agl_core.reporting.goodput` has it."""
+        """As `agl_core.reporting.goodput.account` has it."""
         wanted = self.end - self.items["stopped"]
         return self.items["training"] / wanted if wanted else 0.0
 

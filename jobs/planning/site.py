@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from agl_core.config import TrainConfig
 from agl_core.durable.interval import DAY
 from agl_core.errors import UserError
-from agl_core.reporting.goodput import Account, Life
+from agl_core.reporting.goodput.account import Account, Life
 from jobs.history import CRASHED, DONE, INTERRUPTED, REFUSED, TAKEN_OVER
 from jobs.planning.strikes import CRASH, KINDS, NODE, PREEMPT, RANK, Strike
 from jobs.planning.timeline import nanoseconds

@@ -50,7 +50,7 @@ class SeveralSizes:
 def server():
     """Starts processes that need not import everything: the fork of one that has."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["agl_core.reporting.look", "tests.inference.test_durability"])
+    context.set_forkserver_preload(["agl_core.reporting.pictures.look", "tests.inference.test_durability"])
     return context
 
 

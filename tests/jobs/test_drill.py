@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from agl_core.config import DrillConfig
 from agl_core.durable.chain import ChainLog
 from agl_core.errors import UserError
-from agl_core.reporting.goodput import account as account_of
+from agl_core.reporting.goodput.account import account as account_of
 from jobs.cli import parse
 from jobs.drill import MARKER, claim, command, describe, drill, intervals, write_recipe
 from jobs.failure import JobError

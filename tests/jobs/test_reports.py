@@ -22,8 +22,8 @@ from agl_core.errors import UserError
 from agl_core.files import write_json
 from agl_core.geometry import Pose
 from agl_core.reporting.events import EventLog
+from agl_core.reporting.pictures.tiles import Tile, write_tiles
 from agl_core.reporting.report import Gallery, Report
-from agl_core.reporting.tiles import Tile, write_tiles
 from jobs import survey
 from jobs.cluster import load_cluster
 from jobs.gallery import gallery
@@ -360,7 +360,7 @@ def test_events_that_defeat_the_account_are_told_of_in_a_report_of_the_rest(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of nothing")
 
-    monkeypatch.setattr("agl_core.reporting.tracker.account", fail)
+    monkeypatch.setattr("agl_core.reporting.live.tracker.account", fail)
     page = told(run)
     assert "events.jsonl could not be read in all respects (ZeroDivisionError: of nothing)" in page
     assert "step 5 of 20" in page

@@ -14,9 +14,9 @@ from agl_core.config import StageConfig, StatusConfig, TrainConfig, WatchConfig
 from agl_core.durable.lease import LeaseRecord
 from agl_core.errors import UserError
 from agl_core.files import write_json
-from agl_core.reporting import snapshot as states
+from agl_core.reporting.live import snapshot as states
+from agl_core.reporting.live.snapshot import LastEnd, take
 from agl_core.reporting.report import Gallery
-from agl_core.reporting.snapshot import LastEnd, take
 from agl_core.reporting.words import moment
 from jobs.failure import JobError
 from jobs.history import History

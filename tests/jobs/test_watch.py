@@ -13,7 +13,7 @@ import pytest
 from agl_core.config import StageConfig, TrainConfig, WatchConfig
 from agl_core.errors import UserError
 from agl_core.files import write_json
-from agl_core.reporting import snapshot as states
+from agl_core.reporting.live import snapshot as states
 from jobs import watch as watch_module
 from jobs.runs import Run
 from jobs.settings import to_yaml

@@ -12,7 +12,7 @@ from agl_core.data.tiles import write_agl, write_rgb, write_vflow
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
 from agl_core.maps.quicklook import quicklook
-from agl_core.reporting.look import look
+from agl_core.reporting.pictures.look import look
 
 POSE = Pose(1.3, 2.2)
 

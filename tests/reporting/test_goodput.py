@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agl_core.reporting.events import JOB_KINDS, read_all
-from agl_core.reporting.goodput import ITEMS, Account, account
+from agl_core.reporting.goodput.account import ITEMS, Account, account
 from jobs.history import incarnations, read_history
 from jobs.runs import Run
 from tests.reporting.histories import BEGIN, Story, long_run, long_story

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from agl_core.config import StageConfig, TrainConfig
-from agl_core.reporting.live import line, plain, render, watch_line
-from agl_core.reporting.snapshot import Snapshot, take
+from agl_core.reporting.live.rendering import line, plain, render, watch_line
+from agl_core.reporting.live.snapshot import Snapshot, take
 from agl_core.reporting.words import clean, moment, span
 from tests.reporting.histories import Story
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from agl_core.geometry import Pose, direction
-from agl_core.reporting.arrows import Sizes, arrow_words, flow_arrows
-from agl_core.reporting.look import look, nice, numbers
-from agl_core.reporting.sheet import colours, hatching, spread_colours
+from agl_core.reporting.pictures.arrows import Sizes, arrow_words, flow_arrows
+from agl_core.reporting.pictures.look import look, nice, numbers
+from agl_core.reporting.pictures.sheet import colours, hatching, spread_colours
 
 SIZES = Sizes(1.0)
 PURPLE = (90, 40, 160)  # which nothing else that is drawn has

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agl_core.reporting.goodput import Account, account
+from agl_core.reporting.goodput.account import Account, account
+from agl_core.reporting.live.snapshot import LastEnd, Snapshot, take
 from agl_core.reporting.page.chart import Chart, Series, figure
 from agl_core.reporting.page.head import figures, last_end, where
 from agl_core.reporting.page.layout import spread
@@ -19,7 +20,6 @@ from agl_core.reporting.page.scales import Scale, linear, logarithmic, moments, 
 from agl_core.reporting.page.thinning import band, thinned
 from agl_core.reporting.page.timeline import pieces
 from agl_core.reporting.report import Now, Report, Setting, Stage, Validation
-from agl_core.reporting.snapshot import LastEnd, Snapshot, take
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
 

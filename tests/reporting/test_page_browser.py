@@ -11,7 +11,7 @@ from agl_core.config import ReportConfig, StageConfig, TrainConfig
 from agl_core.geometry import Pose
 from agl_core.reporting.events import Appender, EventLog
 from agl_core.reporting.page.script import SCRIPT
-from agl_core.reporting.tiles import Tile, write_tiles
+from agl_core.reporting.pictures.tiles import Tile, write_tiles
 from jobs.history import History
 from jobs.reports import report
 from jobs.runs import Run, create, run_of

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from agl_core.geometry import Pose
-from agl_core.reporting.look import UNKNOWN_CM
-from agl_core.reporting.panel import (
+from agl_core.reporting.pictures.look import UNKNOWN_CM
+from agl_core.reporting.pictures.panel import (
     ERROR_STOPS,
     PREDICTED,
     error_colours,
@@ -15,8 +15,8 @@ from agl_core.reporting.panel import (
     pose_words,
     widest_error,
 )
-from agl_core.reporting.sheet import HATCH_DARK, HATCH_LIGHT
-from agl_core.reporting.tile import Tile
+from agl_core.reporting.pictures.sheet import HATCH_DARK, HATCH_LIGHT
+from agl_core.reporting.pictures.tile import Tile
 
 FLAT = Pose(0, 0)
 

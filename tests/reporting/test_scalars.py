@@ -21,10 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as ServersAccumulator
 
-from agl_core.reporting import records, scalars
 from agl_core.reporting.events import EventLog, read_events
-from agl_core.reporting.records import read_records
-from agl_core.reporting.scalars import Pictures, Scalars
+from agl_core.reporting.tensorboard import records, scalars
+from agl_core.reporting.tensorboard.records import read_records
+from agl_core.reporting.tensorboard.scalars import Pictures, Scalars
 
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 Curves = dict[str, list[tuple[int, float]]]

@@ -8,7 +8,7 @@ import pytest
 from rich.console import RenderableType
 from rich.text import Text
 
-from agl_core.reporting.screen import Aside, Screen, can_draw
+from agl_core.reporting.live.screen import Aside, Screen, can_draw
 from tests.reporting.terminal import Terminal
 
 

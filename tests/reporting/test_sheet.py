@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agl_core.reporting.sheet import (
+from agl_core.reporting.pictures.sheet import (
     INK,
     MARGIN,
     RING,

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from agl_core.config import StageConfig, TrainConfig
-from agl_core.reporting import snapshot as states
-from agl_core.reporting.live import ends_in_words
-from agl_core.reporting.seen import Validated
-from agl_core.reporting.snapshot import Snapshot, take
-from agl_core.reporting.tracker import Tracker
+from agl_core.reporting.live import snapshot as states
+from agl_core.reporting.live.rendering import ends_in_words
+from agl_core.reporting.live.seen import Validated
+from agl_core.reporting.live.snapshot import Snapshot, take
+from agl_core.reporting.live.tracker import Tracker
 from agl_core.reporting.words import in_words, moment, span, spans
 from tests.reporting.histories import Story
 

@@ -13,8 +13,8 @@ import pytest
 
 from agl_core.errors import UserError
 from agl_core.geometry import Pose
-from agl_core.reporting import tiles as module
-from agl_core.reporting.tiles import Tile, read_about, read_tiles, write_tiles
+from agl_core.reporting.pictures import tiles as module
+from agl_core.reporting.pictures.tiles import Tile, read_about, read_tiles, write_tiles
 
 
 def some(count: int = 3, salt: int = 0) -> list[Tile]:

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import os
 import pty
 import sys
@@ -12,11 +13,11 @@ from typing import Any
 import pytest
 
 from agl_core.config import StageConfig, TrainConfig
-from agl_core.reporting import view as view_module
+from agl_core.reporting.live import view as view_module
+from agl_core.reporting.live.tracker import Tracker
+from agl_core.reporting.live.view import Drawer, LiveView
 from agl_core.reporting.progress import pause
 from agl_core.reporting.tail import Tail
-from agl_core.reporting.tracker import Tracker
-from agl_core.reporting.view import Drawer, LiveView
 from tests.reporting.histories import Story
 from tests.reporting.terminal import Terminal
 
@@ -140,7 +141,8 @@ def test_on_a_terminal_the_view_is_drawn_with_what_was_before(terminal: Any, tmp
     told.start(30.0)
     told.train(9)
     with LiveView("train", 1000, 100, RECIPE, history, stream) as view:
-        told.write(history)  # what comes now is told, and must not count twice
+        with history.open("a") as file:  # what comes now is told, and must not count twice
+            file.writelines(json.dumps(event) + "\n" for event in told.events[before:])
         for event in told.events[before:]:
             view.event(event)
         view.advance(111)
@@ -236,7 +238,7 @@ def test_where_nothing_can_be_drawn_plain_lines_come_instead(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(view_module, "can_draw", lambda stream: True)
-    monkeypatch.setattr("agl_core.reporting.screen.can_draw", lambda stream: True)
+    monkeypatch.setattr("agl_core.reporting.live.screen.can_draw", lambda stream: True)
     for place, name in ((threading.Thread, "start"), (view_module, "Drawer")):
         before = sys.stdout, sys.stderr
         monkeypatch.setattr(place, name, refuse)

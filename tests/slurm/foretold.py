@@ -11,7 +11,7 @@ from agl_core.config import PlanConfig
 from agl_core.durable.interval import Interval
 from agl_core.files import write_json
 from agl_core.reporting.events import read_all
-from agl_core.reporting.goodput import ITEMS, Account, account
+from agl_core.reporting.goodput.account import ITEMS, Account, account
 from jobs.planning.inputs import Told
 from jobs.planning.measured import measure
 from jobs.planning.plan import scenarios

@@ -28,8 +28,8 @@ from agl_core.durable.exits import INTERRUPTED, PEER_LOST, InterruptedRunError, 
 from agl_core.durable.guard import Guard
 from agl_core.durable.snapshot import Snapshot
 from agl_core.inference.predictor import Predictor
-from agl_core.reporting import tiles
-from agl_core.reporting.scalars import Scalars
+from agl_core.reporting.pictures import tiles
+from agl_core.reporting.tensorboard.scalars import Scalars
 from agl_core.training import best, endings
 from agl_core.training.build import Origin
 from agl_core.training.gallery import Gallery

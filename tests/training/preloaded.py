@@ -6,7 +6,7 @@ A kernel of numba takes most of a second to load, half of what a short life take
 import numpy as np
 
 import tests.training.incarnations
-from agl_core.reporting import curves, records
+from agl_core.reporting.tensorboard import curves, records
 from agl_core.scoring.sums import image_sums
 
 __all__ = ["curves", "records", "tests"]

@@ -9,7 +9,7 @@ import pytest
 
 from agl_core.durable.exits import InterruptedRunError
 from agl_core.reporting.events import read_all
-from agl_core.reporting.goodput import account
+from agl_core.reporting.goodput.account import account
 from tests.training.faults import OFTEN, kinds, small, train
 from tests.training.test_data_wait import Clock
 

@@ -10,9 +10,9 @@ import torch
 
 from agl_core.data.store import Store, StoreEntry
 from agl_core.inference.predictor import Predictor
-from agl_core.reporting.scalars import Pictures
-from agl_core.reporting.tile import SIDE, smaller_heights, smaller_image, smaller_shape
-from agl_core.reporting.tiles import read_about, read_tiles
+from agl_core.reporting.pictures.tile import SIDE, smaller_heights, smaller_image, smaller_shape
+from agl_core.reporting.pictures.tiles import read_about, read_tiles
+from agl_core.reporting.tensorboard.scalars import Pictures
 from agl_core.training import gallery as module
 from agl_core.training.gallery import PARTS, Gallery, choose, worth_a_picture
 from agl_core.training.parallel import Parallel

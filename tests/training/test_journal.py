@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from agl_core.reporting.events import EventLog, read_all
-from agl_core.reporting.scalars import Scalars
-from agl_core.reporting.view import LiveView
+from agl_core.reporting.live.view import LiveView
+from agl_core.reporting.tensorboard.scalars import Scalars
 from agl_core.training.journal import Journal
 
 

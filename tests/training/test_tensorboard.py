@@ -9,8 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from agl_core.config import TrainConfig
-from agl_core.reporting import tiles as tile_files
-from agl_core.reporting.tiles import read_about, read_tiles
+from agl_core.reporting.pictures import tiles as tile_files
+from agl_core.reporting.pictures.tiles import read_about, read_tiles
 from agl_core.training.gallery import Gallery
 from tests.training import runs
 from tests.training.incarnations import Strike, config, events, live

@@ -10,8 +10,8 @@ from agl_core.errors import UserError
 from agl_core.files import read_json
 from agl_core.model.weights import load_weights
 from agl_core.reporting.events import EventLog, read_events
-from agl_core.reporting.seen import Validated
-from agl_core.reporting.view import LiveView
+from agl_core.reporting.live.seen import Validated
+from agl_core.reporting.live.view import LiveView
 from tests.training.runs import config, same_bits, train, train_together, weights
 
 STEPS = 4

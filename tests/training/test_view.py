@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agl_core.reporting import view
+from agl_core.reporting.live import view
 from tests.reporting.terminal import Session, Terminal
 from tests.training.faults import small, train
 

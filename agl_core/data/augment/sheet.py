@@ -23,7 +23,7 @@ from agl_core.errors import UserError
 from agl_core.files import whole_file, writable_folder
 from agl_core.geometry import FLIP_HORIZONTAL, FLIP_VERTICAL, IDENTITY, ROT90, TRANSPOSE, Pose, direction
 from agl_core.opencv import cv2
-from agl_core.reporting.sheet import Arrow, Panel, Section, contact_sheet, heights_picture, image_picture
+from agl_core.reporting.pictures.sheet import Arrow, Panel, Section, contact_sheet, heights_picture, image_picture
 
 CANDIDATES = 16
 """Tiles, and places of the crop, of which the one with the most to see is taken."""

@@ -1,4 +1,4 @@
-"""What the time of a run went into: the words, fillings and keys of the items of `agl_core.reporting.goodput`."""
+"""What the time of a run went into: words, fillings and keys of the items of `agl_core.reporting.goodput.account`."""
 
 from agl_core.reporting.page.markup import Markup, el, join
 

@@ -8,7 +8,7 @@ from agl_core.reporting.report import Report, duration
 from agl_core.reporting.words import in_words, reason
 
 if TYPE_CHECKING:
-    from agl_core.reporting.goodput import Account, Life
+    from agl_core.reporting.goodput.account import Account, Life
 
 GLYPHS = {
     "done": "✓",

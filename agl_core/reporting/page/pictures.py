@@ -8,7 +8,7 @@ from agl_core.reporting.page.markup import NOTHING, Markup, el, join
 from agl_core.reporting.report import Gallery
 
 if TYPE_CHECKING:
-    from agl_core.reporting.tiles import Tile
+    from agl_core.reporting.pictures.tiles import Tile
 
 WIDTH = 1128  # pixels of the pictures of a tile side by side
 QUALITY = 82  # of WebP
@@ -20,7 +20,7 @@ def gallery_section(gallery: Gallery) -> Markup:
     note = el("p", gallery.note, class_="about") if gallery.note else NOTHING
     if not tiles:
         return note
-    from agl_core.reporting.tiles import highest
+    from agl_core.reporting.pictures.tiles import highest
 
     most = highest(tiles)
     parts = [note, _legend(most)]
@@ -36,8 +36,8 @@ def gallery_section(gallery: Gallery) -> Markup:
 
 
 def _tile(tile: "Tile", most: int, lost: Mapping[str, float]) -> Markup:
-    from agl_core.reporting.panel import pose_words
-    from agl_core.reporting.tiles import panel
+    from agl_core.reporting.pictures.panel import pose_words
+    from agl_core.reporting.pictures.tiles import panel
 
     columns = ["true heights", "predicted heights", "error"]
     columns = columns if tile.rgb is None else ["image", *columns]
@@ -77,7 +77,7 @@ def _legend(most: int) -> Markup:
     """The colours of heights and of errors with their metres."""
     import numpy as np
 
-    from agl_core.reporting.panel import error_colours, height_colours, widest_error
+    from agl_core.reporting.pictures.panel import error_colours, height_colours, widest_error
 
     high, error = most / 100, widest_error(most)
     heights = height_colours(np.broadcast_to(np.linspace(0, high, 256), (4, 256)), high)

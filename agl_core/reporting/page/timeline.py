@@ -11,7 +11,7 @@ from agl_core.reporting.page.scales import Scale, moments, utc
 from agl_core.reporting.report import Report, duration
 
 if TYPE_CHECKING:
-    from agl_core.reporting.goodput import Account, Span
+    from agl_core.reporting.goodput.account import Account, Span
 
 ROW, GAP, TOP = 26.0, 20.0, 18.0
 MOST_ROWS = 16

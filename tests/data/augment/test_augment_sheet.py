@@ -15,7 +15,7 @@ from agl_core.data.tiles import UNKNOWN, write_agl, write_rgb, write_vflow
 from agl_core.errors import UserError
 from agl_core.geometry import Pose, direction
 from agl_core.opencv import cv2
-from agl_core.reporting.sheet import Panel, Section
+from agl_core.reporting.pictures.sheet import Panel, Section
 
 POSE = Pose(1.2, 2.1)
 

@@ -8,7 +8,7 @@ import pytest
 from agl_core.config import CheckpointConfig, PlanConfig, StageConfig, TrainConfig
 from agl_core.errors import UserError
 from agl_core.files import write_json, write_text
-from agl_core.reporting.goodput import account
+from agl_core.reporting.goodput.account import account
 from jobs.cluster import load_cluster
 from jobs.planning.plan import plan, scenarios
 from jobs.planning.references import duration

@@ -6,7 +6,7 @@ import pytest
 from agl_core.config import TrainConfig
 from agl_core.config.stage import StageConfig
 from agl_core.errors import UserError
-from agl_core.reporting.goodput import ITEMS, Account, Life
+from agl_core.reporting.goodput.account import ITEMS, Account, Life
 from jobs.planning import sacct
 from jobs.planning.sacct import parse
 from jobs.planning.site import observed, read_known

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from agl_core.reporting.events import CANCEL, LAUNCH, LEAVE, SUBMIT
-from agl_core.reporting.lives import OTHER_JOBS, Call, Life
+from agl_core.reporting.goodput.lives import OTHER_JOBS, Call, Life
 
 SILENCE = 600_000
 """Milliseconds without a sign after which a start that trains is taken for dead, unless it is known to be slower."""

@@ -8,9 +8,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from agl_core.reporting import snapshot as states
-from agl_core.reporting.seen import Validated
-from agl_core.reporting.snapshot import LastEnd, Snapshot
+from agl_core.reporting.live import snapshot as states
+from agl_core.reporting.live.seen import Validated
+from agl_core.reporting.live.snapshot import LastEnd, Snapshot
 from agl_core.reporting.words import COSTS, clean, counted, in_words, moment, plural, span, spans
 
 COLOURS = {

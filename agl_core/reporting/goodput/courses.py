@@ -4,8 +4,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from agl_core.reporting.lives import STEPPED, Life, Mark
-from agl_core.reporting.spans import usual_step
+from agl_core.reporting.goodput.lives import STEPPED, Life, Mark
+from agl_core.reporting.goodput.spans import usual_step
 
 Interval = tuple[int, int]
 

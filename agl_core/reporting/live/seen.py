@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from agl_core.reporting.events import is_finite
-from agl_core.reporting.spans import suspended, usual_step
+from agl_core.reporting.goodput.spans import suspended, usual_step
 
 RECENT = 50  # events of steps from which the present rate is taken
 VALIDATING = "validating"  # an event that is not written

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agl_core.config import StageConfig, TrainConfig
-from agl_core.reporting import snapshot as states
 from agl_core.reporting.events import CANCEL, JOB_KINDS
-from agl_core.reporting.forecast import Costs, costs, ends_at, seconds_left, steps_of
-from agl_core.reporting.goodput import Account, Life, account
-from agl_core.reporting.seen import StageSeen, Validated, is_number, is_whole
-from agl_core.reporting.snapshot import LastEnd, Snapshot
-from agl_core.reporting.turns import TURNS, State, Turns
+from agl_core.reporting.goodput.account import Account, Life, account
+from agl_core.reporting.live import snapshot as states
+from agl_core.reporting.live.forecast import Costs, costs, ends_at, seconds_left, steps_of
+from agl_core.reporting.live.seen import StageSeen, Validated, is_number, is_whole
+from agl_core.reporting.live.snapshot import LastEnd, Snapshot
+from agl_core.reporting.live.turns import TURNS, State, Turns
 from agl_core.reporting.words import clean, moment, reason, span
 
 Event = Mapping[str, Any]

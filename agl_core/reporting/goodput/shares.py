@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from agl_core.reporting.courses import Course, Interval, told_steps
-from agl_core.reporting.lives import STEPPED
-from agl_core.reporting.spans import suspended
+from agl_core.reporting.goodput.courses import Course, Interval, told_steps
+from agl_core.reporting.goodput.lives import STEPPED
+from agl_core.reporting.goodput.spans import suspended
 
 WAITED, SUSPENDED = 2, 4
 """Columns of stretches in the making: begin, end, waited, stalled, suspended."""

@@ -1,6 +1,6 @@
 """Tiles with their truth and their prediction, as files: those that a stage shows, as its best weights predict them.
 
-What a tile is says `agl_core.reporting.tile`, how it is drawn `agl_core.reporting.panel`.
+What a tile is says `agl_core.reporting.pictures.tile`, how it is drawn `agl_core.reporting.pictures.panel`.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from agl_core.errors import UserError
 from agl_core.files import read_json, whole_file, write_json
 from agl_core.geometry import Pose
 from agl_core.opencv import cv2
-from agl_core.reporting.panel import highest, panel
-from agl_core.reporting.tile import Tile
+from agl_core.reporting.pictures.panel import highest, panel
+from agl_core.reporting.pictures.tile import Tile
 
 __all__ = ["Tile", "highest", "panel", "read_about", "read_tiles", "write_tiles"]
 

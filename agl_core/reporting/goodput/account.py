@@ -18,7 +18,7 @@ Every moment from the first event to the last is in exactly one item; times are 
 the items add up to the wall time to the last one. Where several things went on at once, steps that count go first, then
 whatever a later start of a job was doing. Of the time that an event gives for its steps, without waiting for data, what
 is more than ten times the usual (the median of the stage) and more than ten minutes is taken for a suspension. Clocks
-of several machines are set right as far as the order of the file tells that one is behind: `agl_core.reporting.lives`.
+of several machines are set right as far as the order of the file tells that one is behind (`goodput.lives`).
 """
 
 from bisect import bisect_left, bisect_right
@@ -26,12 +26,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agl_core.reporting import lives as lived
-from agl_core.reporting.courses import Course, chart
-from agl_core.reporting.lives import group, milliseconds
-from agl_core.reporting.shares import shares
-from agl_core.reporting.spans import Layer, Piece, background, paint
-from agl_core.reporting.waits import Reach, reach, running, states
+from agl_core.reporting.goodput import lives as lived
+from agl_core.reporting.goodput.courses import Course, chart
+from agl_core.reporting.goodput.lives import group, milliseconds
+from agl_core.reporting.goodput.shares import shares
+from agl_core.reporting.goodput.spans import Layer, Piece, background, paint
+from agl_core.reporting.goodput.waits import Reach, reach, running, states
 
 ITEMS = (
     "training", "data wait", "validation", "checkpoint", "start-up", "lost", "ending", "queue", "down", "stopped",

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agl_core.config import TrainConfig
-from agl_core.reporting.seen import Validated
+from agl_core.reporting.live.seen import Validated
 
 WAITS, STARTS, TRAINS, VALIDATES, SILENT = "waits", "is starting", "trains", "validates", "is silent"
 WORKS, FINISHED, NOT_STARTED = "works", "is finished", "was not started"
@@ -102,7 +102,7 @@ class Snapshot:
 
 def take(events_all: Iterable[Mapping[str, Any]], config: TrainConfig | None, now: float) -> Snapshot:
     """Where a run is at `now` (unix time). events_all: as `agl_core.reporting.events.read_all` gives them."""
-    from agl_core.reporting.tracker import Tracker
+    from agl_core.reporting.live.tracker import Tracker
 
     tracker = Tracker(config.run if config is not None else "", config)
     for event in events_all:

@@ -3,13 +3,13 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from agl_core.reporting import snapshot as states
 from agl_core.reporting.events import CANCEL, JOB_KINDS, LAUNCH, LEAVE, SUBMIT
+from agl_core.reporting.live import snapshot as states
 from agl_core.reporting.words import clean, in_words, moment, reason, span
 
 Event = Mapping[str, Any]
 State = tuple[str, str, float | None]
-"""One of the states of `agl_core.reporting.snapshot`, a sentence about it, and since when (unix time)."""
+"""One of the states of `agl_core.reporting.live.snapshot`, a sentence about it, and since when (unix time)."""
 
 SILENCE = 600.0  # seconds without a sign of life after which a process is called silent
 BEGINNINGS = (LAUNCH, "start")

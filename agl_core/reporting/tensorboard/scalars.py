@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agl_core.reporting.events import each_event
-from agl_core.reporting.sheet import Image
+from agl_core.reporting.pictures.sheet import Image
 
 RETRY = 60.0  # seconds from a refusal of the disk to the next attempt
 
@@ -58,8 +58,8 @@ class Scalars:
     def _begin(self, event: dict[str, Any]) -> None:
         """Write what earlier files lack."""
         # Here, since it takes a fifth of a second, which only the first process has to wait for.
-        from agl_core.reporting.curves import records_of
-        from agl_core.reporting.records import RecordFile, file_name, read_records, session, summary
+        from agl_core.reporting.tensorboard.curves import records_of
+        from agl_core.reporting.tensorboard.records import RecordFile, file_name, read_records, session, summary
 
         assert self._folder is not None
         folder = self._folder / self._stage
@@ -84,7 +84,7 @@ class Scalars:
         self._curves.forget_before(max(wanted, default=0))
 
     def _append(self, event: dict[str, Any]) -> None:
-        from agl_core.reporting.records import session, summary
+        from agl_core.reporting.tensorboard.records import session, summary
 
         step = event.get("step", 0)
         before = {record.kind: record.content for record in self._curves.from_step(step)}
@@ -132,7 +132,7 @@ class Pictures:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        from agl_core.reporting.records import RecordFile, file_name, session, summary
+        from agl_core.reporting.tensorboard.records import RecordFile, file_name, session, summary
 
         at, records = time.time(), []
         if self._file is None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from agl_core.geometry import direction
 from agl_core.opencv import cv2
-from agl_core.reporting.sheet import INK, WHITE, Image
+from agl_core.reporting.pictures.sheet import INK, WHITE, Image
 
 LEAST_HEIGHT_M = 1.0
 """Metres from which on a surface gets an arrow: lower ones are the noise of flat ground."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from agl_core.geometry import Pose
 from agl_core.opencv import cv2
-from agl_core.reporting.look import UNKNOWN_CM, brought_to
+from agl_core.reporting.pictures.look import UNKNOWN_CM, brought_to
 
 SIDE = 512
 """Most pixels of a side of the tiles that training shows and keeps."""

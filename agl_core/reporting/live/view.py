@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from agl_core.config import TrainConfig
-from agl_core.reporting.live import line, render
+from agl_core.reporting.live.rendering import line, render
+from agl_core.reporting.live.screen import Aside, Screen, can_draw, standing_in, step_back
+from agl_core.reporting.live.seen import Validated
+from agl_core.reporting.live.tracker import Tracker
 from agl_core.reporting.progress import pause
-from agl_core.reporting.screen import Aside, Screen, can_draw, standing_in, step_back
-from agl_core.reporting.seen import Validated
 from agl_core.reporting.tail import Tail
-from agl_core.reporting.tracker import Tracker
 
 OFTEN, SELDOM = 0.5, 5.0  # seconds between two frames at least, and at most
 SHARE = 0.002  # of one core that drawing may take

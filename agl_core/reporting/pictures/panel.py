@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from agl_core.geometry import angle_difference, direction
 from agl_core.opencv import cv2
-from agl_core.reporting.arrows import Arrow, Sizes, flow_arrows
-from agl_core.reporting.look import UNKNOWN_CM, brought_to, nice
-from agl_core.reporting.sheet import GREY, INK, WHITE, Image, hatching, put_text
-from agl_core.reporting.tile import Tile
+from agl_core.reporting.pictures.arrows import Arrow, Sizes, flow_arrows
+from agl_core.reporting.pictures.look import UNKNOWN_CM, brought_to, nice
+from agl_core.reporting.pictures.sheet import GREY, INK, WHITE, Image, hatching, put_text
+from agl_core.reporting.pictures.tile import Tile
 
 PREDICTED = (255, 150, 30)
 """The colour of the predicted arrows."""

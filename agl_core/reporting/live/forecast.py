@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from agl_core.config import StageConfig, TrainConfig
-from agl_core.reporting.goodput import Account, Life, Span
-from agl_core.reporting.seen import StageSeen, is_whole
+from agl_core.reporting.goodput.account import Account, Life, Span
+from agl_core.reporting.live.seen import StageSeen, is_whole
 
 KEPT = ("training", "data wait", "validation", "checkpoint")
 """Items of an account that belong to an undisturbed run too."""

@@ -1,7 +1,7 @@
 """A quick look at one image's heights and pose: its panels, arrows, scale bars and numbers, as one RGB array.
 
-Drawn with the pieces of `agl_core.reporting.sheet`. Nothing is prettied up: colours are linear in metres, an arrow
-ends where the surface at its start stands, unless the line below says how much longer all of them are drawn.
+Drawn with the pieces of `pictures.sheet`. Nothing is prettied up: colours are linear in metres, an arrow ends where the
+surface at its start stands, unless the line below says how much longer all of them are drawn.
 """
 
 import math
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from agl_core.geometry import Pose
 from agl_core.opencv import cv2
-from agl_core.reporting.arrows import Sizes, arrow_words, flow_arrows, with_arrows
-from agl_core.reporting.sheet import GREY, INK, WHITE, Image, colours, hatching, put_text, spread_colours
+from agl_core.reporting.pictures.arrows import Sizes, arrow_words, flow_arrows, with_arrows
+from agl_core.reporting.pictures.sheet import GREY, INK, WHITE, Image, colours, hatching, put_text, spread_colours
 
 UNKNOWN_CM = 65535
 """As `agl_core.data.tiles.UNKNOWN`, which lies above this layer."""

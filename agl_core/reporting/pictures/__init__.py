@@ -1,0 +1,1 @@
+"""Images, heights and flow for the eye."""
