@@ -98,7 +98,9 @@ def find_run(folder: str, name: str) -> Run:
         return Run(path.absolute())
     names = [run.name for run in find_runs(path.parent)]
     if not names:
-        raise UserError(f"there are no runs in {path.parent}: give the folder of all runs with --runs")
+        raise UserError(
+            f"there is no run {path.name!r}, and none at all in {path.parent}: give the folder of all runs with --runs"
+        )
     close = difflib.get_close_matches(path.name, names, MOST_NAMES)
     alike = [*close, *sorted(set(names) - set(close))]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""

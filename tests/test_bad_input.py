@@ -9,6 +9,8 @@ import pytest
 
 from agl_core.data.tiles import write_agl, write_rgb, write_vflow
 from agl_core.geometry import Pose
+from agl_core.reporting.events import read_all
+from jobs.runs import Run
 from launch import main
 
 SETTINGS = {
@@ -159,7 +161,8 @@ def test_a_bad_source_file_is_named_and_leaves_no_store_to_train_from(
     assert main(train(store="fresh", run="first")) == 2  # which would prepare it first
     said = capfd.readouterr().err
     assert all(word in said for word in expected), said
-    assert not Path("runs/first/events.jsonl").exists()
+    assert not Run(Path("runs/first")).begun()
+    assert {event["kind"] for event in read_all(Path("runs/first/events.jsonl"))} <= {"launch", "leave"}
 
 
 def test_a_store_of_another_version_is_refused(

@@ -460,7 +460,7 @@ def test_no_runs_are_no_error_but_a_missing_folder_is(tmp_path: Path, monkeypatc
     assert json.loads(capsys.readouterr().out) == []
     with pytest.raises(UserError, match="is not a folder"):
         status(StatusConfig(runs="elsewhere"))
-    with pytest.raises(UserError, match="there are no runs in runs"):
+    with pytest.raises(UserError, match="and none at all in runs"):
         status(StatusConfig(run="x"))
 
 

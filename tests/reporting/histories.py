@@ -172,8 +172,12 @@ class Story:
         self.events.append(head | values)
 
     def write(self, path: Path) -> Path:
-        """Write the file of events."""
-        path.write_text("".join(json.dumps(event) + "\n" for event in self.events))
+        """Write the file of events; one that is being read is appended to, as a run does."""
+        text = "".join(json.dumps(event) + "\n" for event in self.events)
+        before = path.read_text() if path.exists() else ""
+        goes_on = text.startswith(before)
+        with path.open("a" if goes_on else "w") as file:
+            file.write(text.removeprefix(before) if goes_on else text)
         return path
 
     def _step_event(self) -> None:

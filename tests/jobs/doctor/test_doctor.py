@@ -212,7 +212,7 @@ def test_a_data_set_that_training_would_refuse_is_a_failure(tmp_path: Path, monk
 
 
 def test_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there are no runs in"):
+    with pytest.raises(UserError, match="no run 'nope', and none at all in"):
         doctor(DoctorConfig(cluster="debug", run="nope", runs=str(tmp_path)), {})
 
 

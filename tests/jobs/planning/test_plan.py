@@ -260,7 +260,7 @@ def test_fit_tells_the_time_of_a_step(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         ({"recipe": "kbrodt", "step_seconds": 1.0}, "how many tiles one has is unknown: give --tiles, --data or --run"),
         ({"recipe": "demo"}, r"the time of a step is unknown \(it depends on your GPU\): give --step-seconds, --fit"),
-        ({"run": "nobody"}, "there are no runs in runs"),
+        ({"run": "nobody"}, "no run 'nobody', and none at all in runs"),
         ({"recipe": "demo", "step_seconds": 1.0, "interruptions": "run"}, "--interruptions run needs a run"),
         ({"recipe": "demo", "step_seconds": 1.0, "interruptions": "away.json"}, "away.json cannot be read"),
         (
