@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.jobs.doctor.world import tables
 from tests.slurm.miniconf import MiniSettings
 from tests.slurm.minislurm import ROOT, MiniSlurm
 from tests.slurm.tiny import BASE, CLUSTER, RECIPES, write_yaml
@@ -38,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe and a data set that has no store yet."""
     folder = tmp_path_factory.mktemp("doctor")
     write_yaml(folder / "one.yaml", {**BASE, "checkpoint": {"grace": GRACE}, "stages": RECIPES["one"]})
-    (folder / "data").mkdir()
+    tables(folder / "data", 24)
     return folder
 
 
@@ -117,7 +118,7 @@ def test_faults_of_the_site_are_found_and_gone_when_they_are_mended(place: Path,
         slurm.run("scontrol", "update", what, *(f"{name}={value}" for name, value in values.items()))
 
     update("PartitionName=preemptible", MaxTime=5)
-    assert told(findings(place, slurm)) == [("warning", "time limit")]  # sbatch takes it here, and it waits for ever
+    assert told(findings(place, slurm)) == [("failure", "time limit")]  # sbatch takes it here, and it waits for ever
     update("PartitionName=preemptible", MaxTime="INFINITE", State="INACTIVE")
     assert told(findings(place, slurm))[0] == ("failure", "partition")
     update("PartitionName=preemptible", State="UP", AllowGroups="nobody-here")

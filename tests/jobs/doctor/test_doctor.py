@@ -19,6 +19,7 @@ from jobs.doctor.wish import Wish, wish_of
 from jobs.failure import JobError
 from jobs.pipeline import PREPARE, REPORT, STAGE, JobSpec
 from tests.jobs.doctor import fake_site
+from tests.jobs.doctor.world import tables
 
 KEYS = {"partition": "gpu", "account": "lab", "qos": "normal", "nodes": "2", "cpu_partition": "cpu"}
 
@@ -144,7 +145,7 @@ def test_the_verb_prints_a_line_for_each_check_and_sums_up(site: Path, tmp_path:
     fake_site.plant(site, "nodes", "State=IDLE", "State=IDLE+DRAIN")
     fake_site.plant(site, "nodes", "State=MIXED", "State=DOWN")
     with pytest.raises(JobError, match="checks failed: cpu_partition"):
-        doctor(config(tmp_path, quick=False, data=_world(tmp_path / "world", 40)), {**KEYS, "cpu_partition": "x"})
+        doctor(config(tmp_path, quick=False, data=tables(tmp_path / "world", 40)), {**KEYS, "cpu_partition": "x"})
     out = capsys.readouterr().out
     told = lines(out)
     assert (WARNING, "nodes") in told
@@ -205,26 +206,12 @@ def test_a_data_set_that_training_would_refuse_is_a_failure(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     asked = {"cluster": "debug", "recipe": "demo", "encoder": "tu-resnet10t"}
     with pytest.raises(JobError, match="data"):
-        doctor(DoctorConfig(**asked, data=_world(tmp_path / "few", 3)), {})
+        doctor(DoctorConfig(**asked, data=tables(tmp_path / "few", 3)), {})
     assert "3 place(s) cannot fill 10 folds" in capsys.readouterr().out
-    doctor(DoctorConfig(**asked, data=_world(tmp_path / "enough", 10)), {})
+    doctor(DoctorConfig(**asked, data=tables(tmp_path / "enough", 10)), {})
     assert "enough: tiles, folds and cities go together" in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run 'nope', and none at all in"):
         doctor(DoctorConfig(cluster="debug", run="nope", runs=str(tmp_path)), {})
-
-
-def _world(folder: Path, places: int) -> str:
-    """The tables of a data set, whose images nobody reads here."""
-    (folder / "train").mkdir(parents=True)
-    names = [f"t{number}" for number in range(places)]
-    rows = [f"{name},{name}_AGL.tif,{name}_VFLOW.json,{name}_RGB.tif" for name in names]
-    (folder / "geopose_train.csv").write_text("\n".join(["id,agl,json,rgb", *rows]) + "\n")
-    table = ["id,city,gsd,place", *(f"{name},ARG,0.5,{name}" for name in names)]
-    (folder / "metadata.csv").write_text("\n".join(table) + "\n")
-    for name in names:
-        for kind in ("AGL.tif", "VFLOW.json", "RGB.tif"):
-            (folder / "train" / f"{name}_{kind}").touch()
-    return str(folder)
