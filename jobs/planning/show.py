@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -68,7 +69,7 @@ def comparison(rows: Sequence[Row], now: float) -> Table:
         "cluster",
         "processes",
         "s a step",
-        "ends in (median)",
+        "ends in",
         "10 to 90 %",
         "at",
         "goodput",
@@ -76,7 +77,10 @@ def comparison(rows: Sequence[Row], now: float) -> Table:
         "interruptions",
     )
     for name in names:
-        table.add_column(name, no_wrap=True, justify="left" if name in ("cluster", "at") else "right")
+        # On a narrow terminal words go on below, and nothing is cut off.
+        justify: JustifyMethod = "left" if name in ("cluster", "at") else "right"
+        table.add_column(name, overflow="fold", justify=justify)
+    table.columns[0].min_width = max(len(scenario.cluster) for scenario, _ in rows)
     for scenario, found in rows:
         stage, values = next(iter(scenario.inputs.train.stages.items()))
         step = f"{scenario.inputs.references[stage].step(values, scenario.processes):.3g}"

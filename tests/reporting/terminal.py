@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -70,6 +71,12 @@ class Terminal:
             self.odd.append(private + number + order)
 
 
+def _on_terminal() -> None:
+    """As a shell starts a command: with the terminal, and with Ctrl-C, which a job in the background does not hear."""
+    os.login_tty(os.dup(0))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Session:
     """A process on a terminal of its own."""
 
@@ -81,7 +88,7 @@ class Session:
         environment.pop("NO_COLOR", None)
         self.process = subprocess.Popen(
             [sys.executable, *map(str, words)], stdin=slave, stdout=slave, stderr=slave, env=environment,
-            start_new_session=True, preexec_fn=lambda: os.login_tty(os.dup(0)),
+            start_new_session=True, preexec_fn=_on_terminal,
         )  # fmt: skip
         os.close(slave)
         self.output = b""
