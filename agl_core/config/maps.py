@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agl_core.config.option import TTA, option
+from agl_core.config.option import CHECKED, CHECKS, TTA, option
 
 AUTO_UNIT = ("auto", "cm", "m")
 _MAX_AGL = "highest AGL written, metres, by city (default: all others); not given: as the weights were trained with"
@@ -109,13 +109,7 @@ class PredictConfig:
     job: str = option(
         "", "name of the job on a cluster, a folder below runs; default: predict-<name of the out folder>"
     )
-    doctor: str = option(
-        "quick",
-        "what the verb doctor checks before a submission: quick, what takes a few seconds, and what fails is not "
-        "submitted; "
-        "none (--cluster slurm)",
-        choices=("quick", "none"),
-    )
+    doctor: str = option("quick", CHECKED, choices=CHECKS)
     dry_run: bool = option(False, "show what would be predicted or submitted, and stop")
 
 

@@ -9,6 +9,11 @@ TTA = ("none", "flips", "d4", "scales", "all")
 """Test-time augmentation."""
 NOTIFICATIONS = ("start", "stage", "interruption", "stall", "give-up", "score", "end")
 """Of which the owner of a run may want to be told."""
+CHECKS = ("quick", "none")
+CHECKED = (
+    "what the verb doctor checks before a submission: quick, what takes a few seconds, and what fails is not "
+    "submitted; none (--cluster slurm)"
+)
 WEIGHTS_CACHE = "~/.cache/agl/encoders"
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agl_core.config.option import option
+from agl_core.config.option import CHECKS, option
 
 
 @dataclass
@@ -71,7 +71,7 @@ class ResumeConfig:
     doctor: str = option(
         "as-begun",
         "what is checked before a submission: quick or none; as-begun: what the run was begun with (--cluster slurm)",
-        choices=("as-begun", "quick", "none"),
+        choices=("as-begun", *CHECKS),
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agl_core.config.option import CODECS, TTA, WEIGHTS_CACHE, option
+from agl_core.config.option import CHECKED, CHECKS, CODECS, TTA, WEIGHTS_CACHE, option
 from agl_core.config.stage import ModelConfig, StageConfig
 
 
@@ -186,14 +186,7 @@ class TrainConfig:
         "CPU threads per rank; on CPU another number gives other last bits; default: the cluster's",
         identity=False,
     )
-    doctor: str = option(
-        "quick",
-        "what the verb doctor checks before a submission: quick, what takes a few seconds, and what fails is not "
-        "submitted; "
-        "none (--cluster slurm)",
-        choices=("quick", "none"),
-        identity=False,
-    )
+    doctor: str = option("quick", CHECKED, choices=CHECKS, identity=False)
     tensorboard_tiles: int = option(
         4, "held-out tiles whose image, truth, prediction and error TensorBoard shows; 0: none", identity=False
     )

@@ -98,6 +98,8 @@ def references(
 
 
 def _of_fit(path: str, train: TrainConfig) -> Reference:
+    if not Path(path).is_file():
+        raise UserError(f"--fit {path} does not exist: write it with `python launch.py fit --json FILE`")
     content = read_json(Path(path))
     rows = content.get("rows", []) if isinstance(content, dict) else []
     known = {row.get("encoder"): row for row in rows if isinstance(row, dict) and row.get("pace")}

@@ -267,6 +267,7 @@ def test_fit_tells_the_time_of_a_step(tmp_path: Path, capsys: pytest.CaptureFixt
             {"recipe": "demo", "step_seconds": 1.0, "interruptions": "runs", "runs": "empty"},
             "--interruptions runs: no run in empty has begun",
         ),
+        ({"recipe": "demo", "fit": "away.json", "tiles": 3}, "--fit away.json does not exist: write it with"),
         ({"recipe": "nothing"}, "unknown recipe 'nothing'"),
         ({"cluster": "nothing", "recipe": "demo"}, "unknown cluster 'nothing'"),
     ],
